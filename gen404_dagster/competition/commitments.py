@@ -1,0 +1,144 @@
+"""From revealed text to submissions: strict, total, one hostile commitment costs that commitment.
+
+Belongs here: what a valid commitment is and which of several counts. Does not: reading the chain (`resources.chain`).
+Source: spec section "Submissions".
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from gen404_dagster.competition.models import Block, Hotkey, Schedule, Submission, Submissions
+
+Revealed = Mapping[Hotkey, Iterable[tuple[Block, str]]]
+
+_FIELDS = ("repo", "commit", "cdn_url")
+# The public rule drops names with a dot without a word; accepting them is our deliberate difference.
+_REPO = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
+_HOTKEY = re.compile(r"[1-9A-HJ-NP-Za-km-z]{40,60}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """`submissions` in order of play; `refused` says why a hotkey that revealed something has none;
+    `ignored` lists single commitments that did not count although the hotkey has a submission."""
+
+    submissions: Submissions
+    refused: dict[Hotkey, str]
+    ignored: dict[Hotkey, list[str]] = field(default_factory=dict)
+
+
+def collect_submissions(
+    revealed: Revealed, schedule: Schedule, round_name: str, *, allow_http: bool = False, max_chars: int = 2048
+) -> Collected:
+    """Submissions of a round: within the window, the latest value of each field counts.
+
+    The submission's block is that of the latest `commit`. Two values of a field at one block: the greater string wins.
+    Ties between hotkeys are broken by hotkey, so that the order does not depend on how a node answers.
+    """
+    found: list[tuple[Block, Hotkey, Submission]] = []
+    refused: dict[Hotkey, str] = {}
+    ignored: dict[Hotkey, list[str]] = {}
+    for hotkey, entries in revealed.items():
+        latest: dict[str, tuple[Block, str]] = {}
+        faults: list[str] = []
+        outside = 0
+        for block, text in entries:
+            if not schedule.earliest_reveal_block <= block <= schedule.latest_reveal_block:
+                outside += 1
+                continue
+            fields, fault = parse_commitment(text, allow_http=allow_http, max_chars=max_chars)
+            if fault:
+                faults.append(f"block {block}: {fault}")
+            for name, value in fields.items():
+                latest[name] = max(latest.get(name, (-1, "")), (block, value))
+        missing = [name for name in _FIELDS if name not in latest]
+        if not _HOTKEY.fullmatch(hotkey):
+            refused[hotkey[:64]] = "not a hotkey"
+        elif missing:
+            reasons = faults + ([f"{outside} outside the window"] if outside else [])
+            refused[hotkey] = "; ".join([f"no valid {', '.join(missing)}", *reasons])[:500]
+        else:
+            block = latest["commit"][0]
+            found.append((block, hotkey, _submission(latest, block, round_name)))
+            if faults:
+                ignored[hotkey] = faults
+    found.sort(key=lambda entry: entry[:2])
+    return Collected({hotkey: submission for _, hotkey, submission in found}, refused, ignored)
+
+
+def _submission(latest: Mapping[str, tuple[Block, str]], block: Block, round_name: str) -> Submission:
+    return Submission(
+        repo=latest["repo"][1],
+        commit=latest["commit"][1],
+        cdn_url=latest["cdn_url"][1],
+        revealed_at_block=block,
+        round=round_name,
+    )
+
+
+def parse_commitment(text: str, *, allow_http: bool, max_chars: int) -> tuple[dict[str, str], str]:
+    """Valid fields of one revealed text, and what was wrong with the rest ("" if nothing). Never raises.
+
+    Single quotes instead of double quotes are tolerated, as the public service does.
+    """
+    if len(text) > max_chars:
+        return {}, f"longer than {max_chars} characters"
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            value = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return {}, "not JSON"
+    if not isinstance(value, dict):
+        return {}, f"a JSON {type(value).__name__}, not an object"
+    fields: dict[str, str] = {}
+    faults: list[str] = []
+    for name in _FIELDS:
+        if name in value:
+            clean, fault = _check(name, value[name], allow_http)
+            if fault:
+                faults.append(fault)
+            else:
+                fields[name] = clean
+    if not fields and not faults:
+        faults.append("none of repo, commit, cdn_url")
+    return fields, "; ".join(faults)
+
+
+def _check(name: str, value: object, allow_http: bool) -> tuple[str, str]:
+    if not isinstance(value, str):
+        return "", f"{name} is a {type(value).__name__}"
+    value = value.strip()
+    if name == "repo":
+        bad = not _REPO.fullmatch(value) or ".." in value
+        return value, "repo is not owner/name" if bad else ""
+    if name == "commit":
+        return value, "" if _COMMIT.fullmatch(value) else "commit is not 40 lower-case hex digits"
+    value = value.rstrip("/")
+    return value, url_fault(value, allow_http=allow_http)
+
+
+def url_fault(url: str, *, allow_http: bool) -> str:
+    """Why a miner's URL is refused by its form alone, "" if it is not. Addresses are checked when connecting."""
+    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
+        return "cdn_url has characters that no URL has"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "cdn_url is not a URL"
+    if parts.scheme not in ({"https", "http"} if allow_http else {"https"}):
+        return "cdn_url is not https"
+    if parts.username is not None or parts.password is not None or "@" in parts.netloc:
+        return "cdn_url carries credentials"
+    if not host:
+        return "cdn_url has no host"
+    if parts.query or parts.fragment:
+        return "cdn_url has a query or fragment"
+    return ""
