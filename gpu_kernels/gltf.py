@@ -11,7 +11,7 @@ import binascii
 import io
 import json
 import struct
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,7 +29,8 @@ from gpu_kernels.mesh import (
     Texture,
 )
 
-MAX_JSON_BYTES = 32 << 20
+MAX_JSON_BYTES = 8 << 20
+MAX_IMPLIED_VALUES = 1_000_000  # of a sparse accessor that stands on zeros, not on bytes of the file
 MAX_TEXTURE_PIXELS = 64 << 20  # over all images of a file
 MAX_TEXTURE_SIDE = 16384
 
@@ -45,7 +46,13 @@ _COMPONENTS: dict[int, type[np.generic]] = {
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 _MODES = ("points", "lines", "a line loop", "a line strip", "triangles", "a triangle strip", "a triangle fan")
 # A required extension that only touches looks may be ignored, as the public renderer does; any other changes the bytes.
-_HARMLESS = ("KHR_materials_", "KHR_texture_transform", "KHR_lights_punctual", "KHR_node_visibility", "EXT_texture_webp")
+_HARMLESS = (
+    "KHR_materials_",
+    "KHR_texture_transform",
+    "KHR_lights_punctual",
+    "KHR_node_visibility",
+    "EXT_texture_webp",
+)
 _IMAGE_EXTENSIONS = ("KHR_texture_basisu", "MSFT_texture_dds")
 
 
@@ -53,6 +60,8 @@ _IMAGE_EXTENSIONS = ("KHR_texture_basisu", "MSFT_texture_dds")
 
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Item = TypeVar("Item")
+Many = Annotated[list[Item], Field(max_length=100_000, fail_fast=True)]
 
 
 class _Part(BaseModel):
@@ -107,7 +116,7 @@ class _Primitive(_Part):
 
 
 class _Mesh(_Part):
-    primitives: list[_Primitive] = []
+    primitives: Many[_Primitive] = []
 
 
 class _Image(_Part):
@@ -140,14 +149,14 @@ class _Material(_Part):
 
 
 class _Document(_Part):
-    extensionsRequired: list[str] = []
-    buffers: list[_Buffer] = []
-    bufferViews: list[_BufferView] = []
-    accessors: list[_Accessor] = []
-    meshes: list[_Mesh] = []
-    materials: list[_Material] = []
-    textures: list[_Texture] = []
-    images: list[_Image] = []
+    extensionsRequired: Many[str] = []
+    buffers: Many[_Buffer] = []
+    bufferViews: Many[_BufferView] = []
+    accessors: Many[_Accessor] = []
+    meshes: Many[_Mesh] = []
+    materials: Many[_Material] = []
+    textures: Many[_Texture] = []
+    images: Many[_Image] = []
 
 
 # --- reading ---
@@ -192,6 +201,8 @@ def _split(data: memoryview) -> tuple[_Document, memoryview]:
     try:
         document = _Document.model_validate_json(bytes(chunks[_JSON_CHUNK]).rstrip(b" \0"))
     except ValidationError as error:
+        if error.error_count() > 1000:  # listing them would take longer than reading did
+            raise UnreadableModel(f"malformed glTF: {error.error_count()} errors") from None
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(step) for step in first["loc"]) or "JSON"
         raise UnreadableModel(f"malformed glTF: {where}: {first['msg']}") from None
@@ -255,7 +266,6 @@ class _Reader:
         """[T, 3] triangle corners; a list of vertices without indices is its own order."""
         if primitive.indices is None:
             count = vertices
-            flat: NDArray[np.generic] = np.arange(0, dtype=np.uint32)
         else:
             accessor = _at(self.document.accessors, primitive.indices, "accessor")
             if accessor.type != "SCALAR" or accessor.componentType not in (5121, 5123, 5125):
@@ -265,10 +275,7 @@ class _Reader:
             raise UnreadableModel(f"{count} triangle corners, not a multiple of 3")
         if count > 3 * MAX_TRIANGLES:
             raise UnreadableModel(f"{count // 3} triangles, at most {MAX_TRIANGLES} are allowed")
-        if primitive.indices is None:
-            flat = np.arange(count, dtype=np.uint32)
-        else:
-            flat = self.accessor(primitive.indices)
+        flat = np.arange(count, dtype=np.uint32) if primitive.indices is None else self.accessor(primitive.indices)
         return np.require(flat.reshape(-1, 3), np.uint32, ["C", "A"])
 
     def attribute(self, primitive: _Primitive, name: str, widths: tuple[int, ...]) -> Floats | None:
@@ -288,8 +295,8 @@ class _Reader:
             return np.require(self.accessor(number), np.float32, ["C", "A"])
         if name == "POSITION" or not accessor.normalized or accessor.componentType == 5125:
             raise UnreadableModel(f"{name} is quantised (component type {accessor.componentType})")
-        values = self.accessor(number)
-        scaled = values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)  # type: ignore[type-var]
+        limit = np.float32(np.iinfo(_COMPONENTS[accessor.componentType]).max)  # type: ignore[type-var]
+        scaled: Floats = np.divide(self.accessor(number), limit, dtype=np.float32)
         return np.maximum(scaled, np.float32(-1))
 
     def accessor(self, number: int) -> NDArray[np.generic]:
@@ -304,6 +311,8 @@ class _Reader:
                 accessor.bufferView, accessor.byteOffset, accessor.count, np.dtype(dtype), width, where
             )
         elif accessor.sparse is not None:
+            if accessor.count > MAX_IMPLIED_VALUES:
+                raise UnreadableModel(f"{where} declares {accessor.count} values without data")
             values = np.zeros((accessor.count, width), dtype)
         else:
             raise UnreadableModel(f"{where} has no data")
@@ -428,6 +437,8 @@ def _decode_image(data: memoryview, number: int, pixels_left: int) -> Texture:
             return np.ascontiguousarray(np.asarray(picture.convert("RGBA"), np.uint8))
     except UnreadableModel:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UnreadableModel(f"image {number} is too large") from None
     except Exception as error:  # a decoder fed with a stranger's bytes raises whatever it likes
         raise UnreadableModel(f"image {number} cannot be decoded: {type(error).__name__}") from None
 
@@ -442,7 +453,7 @@ def _data_uri(uri: str, where: str) -> memoryview:
         raise UnreadableModel(f"{where} is not base64") from None
 
 
-def _at[Item](items: list[Item], number: int, kind: str) -> Item:
+def _at(items: list[Item], number: int, kind: str) -> Item:
     if not 0 <= number < len(items):
         raise UnreadableModel(f"{kind} {number} does not exist")
     return items[number]
@@ -484,7 +495,7 @@ def write_glb(
         return len(views) - 1
 
     def add_values(values: ArrayLike, dtype: type, kind: str, bounds: bool = False) -> int:
-        array = np.ascontiguousarray(values, dtype)
+        array: NDArray[Any] = np.ascontiguousarray(values, dtype)
         accessor: dict[str, Any] = {
             "bufferView": add_block(array.tobytes()),
             "componentType": 5126 if dtype is np.float32 else 5125,

@@ -85,4 +85,6 @@ def check_cube(mesh: Mesh) -> None:
 
 def _check_array(name: str, array: NDArray[np.generic], dtype: type, shape: tuple[int, int]) -> None:
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous or not array.flags.aligned:
-        raise UnreadableModel(f"{name}: {array.dtype}{list(array.shape)}, expected contiguous {np.dtype(dtype)}{list(shape)}")
+        raise UnreadableModel(
+            f"{name}: {array.dtype}{list(array.shape)}, expected contiguous {np.dtype(dtype)}{list(shape)}"
+        )

@@ -1,0 +1,109 @@
+"""What every asset of a round shares: how it is declared, how it commits, how it describes itself."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import dagster as dg
+
+from gen404_dagster.assets import checks
+from gen404_dagster.assets.describe import DESCRIPTIONS, Metadata, recorded
+from gen404_dagster.partitions import rounds
+from gen404_dagster.resources.journal import Journal
+from gen404_dagster.resources.state_repo import Change, CommitInfo, Snapshot, StateRepository, Step
+
+T = TypeVar("T")
+
+OWNERS = ["team:gen404"]
+CODE_VERSION = "1"
+
+
+def round_spec(
+    name: str, group: str, description: str, *, kinds: set[str], deps: list[str] | None = None
+) -> dg.AssetSpec:
+    """An asset of a round. The description states the rule."""
+    return dg.AssetSpec(
+        name,
+        deps=deps or [],
+        group_name=group,
+        description=description,
+        kinds=kinds,
+        owners=OWNERS,
+        code_version=CODE_VERSION,
+        partitions_def=rounds,
+    )
+
+
+def round_number(context: dg.AssetExecutionContext) -> int:
+    return int(context.partition_key)
+
+
+def described(
+    name: str, repository: StateRepository, number: int, extra: Mapping[str, dg.MetadataValue] | None = None
+) -> dg.MaterializeResult[Any]:
+    """Materialization of a round asset as the state repository now has it, with its checks.
+
+    Raises dg.Failure when the repository does not have it: there is nothing to show.
+    """
+    at = recorded(repository, number, fetch=False)
+    metadata = DESCRIPTIONS[name](at)
+    if metadata is None:
+        raise dg.Failure(f"round {number} has no {name} yet: it is made by its stage, see the sensor's reasons")
+    return dg.MaterializeResult(
+        asset_key=name, metadata=merged(metadata, extra or {}), check_results=checks.evaluate(name, at)
+    )
+
+
+def merged(first: Metadata, second: Mapping[str, dg.MetadataValue]) -> Metadata:
+    """Scalars of both first: the UI shows metadata in order."""
+    both = {**first, **second}
+    scalar = (dg.IntMetadataValue, dg.FloatMetadataValue, dg.BoolMetadataValue)
+    return {name: both[name] for name in sorted(both, key=lambda n: not isinstance(both[n], scalar))}
+
+
+def commit(
+    context: dg.AssetExecutionContext,
+    repository: StateRepository,
+    step: Step,
+    decide: Callable[[Snapshot], Change | None],
+) -> CommitInfo | None:
+    """Commit on the remote's head, under this run's id, and say so in the run's log."""
+    info = repository.commit(step, decide, run_id=context.run_id)
+    if info is not None:
+        context.log.info(f"{info.subject} ({info.sha[:10]})")
+    return info
+
+
+async def gather_all(*work: Awaitable[T]) -> list[T]:
+    """Results in order. The first failure cancels the rest and is raised itself, not inside a group."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Progress:
+    """How far a long step is: for `simulate`'s screen and, every ten seconds at most, the run's log."""
+
+    def __init__(self, context: dg.AssetExecutionContext, journal: Journal, number: int, what: str, total: int) -> None:
+        self._context, self._journal, self._number, self._what = context, journal, number, what
+        self.total, self.done = total, 0
+        self._shown = self._logged = float("-inf")
+
+    def step(self, note: str = "", count: int = 1) -> None:
+        self.done += count
+        self.show(note)
+
+    def show(self, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self._shown > 0.2 or self.done >= self.total:
+            self._shown = now
+            value = {"done": self.done, "total": self.total, "note": note}
+            self._journal.put(self._number, f"progress/{self._what}", "", value)
+        if now - self._logged > 10:
+            self._logged = now
+            self._context.log.info(f"{self._what}: {self.done}/{self.total} {note}")

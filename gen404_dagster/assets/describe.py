@@ -1,0 +1,422 @@
+"""What an asset's page shows, from the state repository alone.
+
+Belongs here: recorded files -> metadata, so that a live round, an adopted round and a re-materialized one look alike.
+Does not: what only the run knows (reasons of refusals, tokens spent): the asset adds that to its own materialization.
+Headline numbers come first as scalars, because Dagster plots them and hides markdown behind a click.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import dagster as dg
+
+from gen404_dagster.assets.pictures import heat_map
+from gen404_dagster.competition import paths, timeline
+from gen404_dagster.competition.models import LEADER, Hotkey, Results, Stage
+from gen404_dagster.competition.stages import RoundState
+from gen404_dagster.competition.timeline import Standing
+from gen404_dagster.resources.round_files import read_pod_stats, read_results, read_round
+from gen404_dagster.resources.state_repo import Snapshot, StateRepository
+
+Metadata = dict[str, dg.MetadataValue]
+_MOST_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A round as a commit of the state repository has it."""
+
+    repository: StateRepository
+    snapshot: Snapshot
+    number: int
+
+    @cached_property
+    def round(self) -> RoundState:
+        return read_round(self.snapshot, self.number)
+
+    @cached_property
+    def standing(self) -> Standing:
+        return self.round.standing()
+
+    def has(self, path: str) -> bool:
+        return self.snapshot.exists(path)
+
+
+def recorded(repository: StateRepository, number: int, *, fetch: bool = True) -> Recorded:
+    return Recorded(repository, repository.head(fetch=fetch), number)
+
+
+def table(rows: Sequence[Mapping[str, str | int | float | bool | None]]) -> dg.TableMetadataValue:
+    """A table of at most 20 rows (the UI prints each); the file has the rest."""
+    shown = [dg.TableRecord({name: "" if v is None else v for name, v in row.items()}) for row in rows[:_MOST_ROWS]]
+    columns = list(rows[0]) if rows else ["nothing"]
+    schema = dg.TableSchema(columns=[dg.TableColumn(name, _column_type(rows, name)) for name in columns])
+    return dg.MetadataValue.table(records=shown, schema=schema)
+
+
+def _column_type(rows: Sequence[Mapping[str, object]], name: str) -> str:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    if values and all(isinstance(value, bool) for value in values):
+        return "bool"
+    if values and all(isinstance(value, int) for value in values):
+        return "int"
+    return "float" if values and all(isinstance(value, (int, float)) for value in values) else "string"
+
+
+def commit_of(at: Recorded, path: str) -> Metadata:
+    """The commit that last wrote a file: its time, subject and, where the remote has pages, a link."""
+    commit = at.snapshot.last_commit(path)
+    if commit is None:
+        return {"file": dg.MetadataValue.text(path)}
+    link = at.repository.commit_link(commit.sha)
+    return {
+        "file": dg.MetadataValue.text(path),
+        "commit": dg.MetadataValue.url(link) if link else dg.MetadataValue.text(commit.sha),
+        "committed_at": dg.MetadataValue.timestamp(commit.time),
+        "commit_subject": dg.MetadataValue.text(commit.subject),
+    }
+
+
+def timeline_in_words(round_: RoundState, now: Standing) -> str:
+    """The chain of leaders as a list of sentences."""
+    known = timeline.verdicts(round_.generation_audits or {}, round_.source_audits)
+    audits = round_.generation_audits or {}
+    sources = {audit.hotkey: audit for audit in round_.source_audits}
+    lines = []
+    played = timeline.margins(round_.matrix)
+    for hotkey in round_.submissions or {}:
+        if hotkey in known.rejected:
+            reasons = [audits[hotkey].reason] if hotkey in audits and audits[hotkey].outcome == "rejected" else []
+            if hotkey in sources and sources[hotkey].verdict == "failed":
+                reasons.append(f"source audit: {sources[hotkey].reason}")
+            lines.append(f"- ~~{hotkey[:10]}~~ was rejected: {'; '.join(reasons)}")
+    missing = len([pair for pair in now.timeline.missing if pair[0] == LEADER])
+    beaten = [h for h in round_.submissions or {} if played.get((LEADER, h), 0.0) < round_.config.win_margin]
+    if missing:
+        lines.append(f"- {missing} miners have still to play the leader")
+    else:
+        lines.append(f"- {len(now.timeline.qualified)} qualified against the leader, {len(beaten)} did not")
+    for reign in now.timeline.reigns:
+        state = "approved" if reign.leader in known.approved else "audit outstanding"
+        lines.append(
+            f"- **{reign.leader[:10]}** took the lead from {reign.defeated[:10]} by {reign.margin:+.4f} ({state})"
+        )
+    if now.timeline.finished and not now.timeline.reigns:
+        lines.append("- nobody beat the leader by the margin: the leader defends")
+    if not now.timeline.finished and not missing:
+        lines += [f"- next: {right[:10]} against {left[:10]}" for left, right in now.timeline.missing]
+    lines.append("- **settled**" if now.settled else "- not settled yet")
+    return "\n".join(lines)
+
+
+def places(round_: RoundState, now: Standing) -> list[dict[str, str | float | None]]:
+    """Result table: miner, qualified, margin against the leader, audit, place; the winner first."""
+    played = timeline.margins(round_.matrix)
+    known = timeline.verdicts(round_.generation_audits or {}, round_.source_audits)
+    audits = round_.generation_audits or {}
+    sources = {audit.hotkey: audit for audit in round_.source_audits}
+    chain = [reign.leader for reign in reversed(now.timeline.reigns)]
+
+    def rank(hotkey: Hotkey) -> tuple[int, float]:
+        if hotkey in chain:
+            return chain.index(hotkey), 0.0
+        rejected, qualified = hotkey in known.rejected, hotkey in now.timeline.qualified
+        return 1000 + (2000 if rejected else 0) + (0 if qualified else 1000), -played.get((LEADER, hotkey), -999.0)
+
+    rows: list[dict[str, str | float | None]] = []
+    place = 0
+    for hotkey in sorted(round_.submissions or {}, key=rank):
+        margin = played.get((LEADER, hotkey))
+        words = []
+        if hotkey in audits:
+            words.append(f"{audits[hotkey].outcome}" + (f": {audits[hotkey].reason}" if audits[hotkey].reason else ""))
+        if hotkey in sources:
+            words.append(f"source {sources[hotkey].verdict}: {sources[hotkey].reason}")
+        place += hotkey not in known.rejected
+        rows.append(
+            {
+                "miner": hotkey,
+                "qualified": "yes" if margin is not None and margin >= round_.config.win_margin else "no",
+                "margin": margin,
+                "audit": "; ".join(words),
+                "place": "rejected" if hotkey in known.rejected else str(place),
+            }
+        )
+    return rows
+
+
+def _schedule(at: Recorded) -> Metadata | None:
+    plan = at.round.schedule
+    if plan is None:
+        return None
+    return {
+        "earliest_reveal_block": dg.MetadataValue.int(plan.earliest_reveal_block),
+        "latest_reveal_block": dg.MetadataValue.int(plan.latest_reveal_block),
+        "generation_deadline_block": dg.MetadataValue.int(plan.generation_deadline_block),
+        "window_blocks": dg.MetadataValue.int(plan.latest_reveal_block - plan.earliest_reveal_block + 1),
+        "generation_blocks": dg.MetadataValue.int(plan.generation_deadline_block - plan.latest_reveal_block),
+        **commit_of(at, paths.schedule(at.number)),
+    }
+
+
+def _seed(at: Recorded) -> Metadata | None:
+    if at.round.seed is None:
+        return None
+    return {"seed": dg.MetadataValue.int(at.round.seed), **commit_of(at, paths.seed(at.number))}
+
+
+def _prompts(at: Recorded) -> Metadata | None:
+    if at.round.prompts is None:
+        return None
+    previous = at.snapshot.read(paths.prompts(at.number - 1)) if at.number else None
+    carried = set(at.round.prompts) & set((previous or "").splitlines())
+    return {
+        "prompts": dg.MetadataValue.int(len(at.round.prompts)),
+        "carried_over": dg.MetadataValue.int(len(carried)),
+        "repeated": dg.MetadataValue.int(len(at.round.prompts) - len(set(at.round.prompts))),
+        "list": table([{"position": i, "prompt": url} for i, url in enumerate(at.round.prompts)]),
+        **commit_of(at, paths.prompts(at.number)),
+    }
+
+
+def _submissions(at: Recorded) -> Metadata | None:
+    entries = at.round.submissions
+    if entries is None:
+        return None
+    rows = [
+        {"hotkey": h, "block": s.revealed_at_block, "repo": s.repo, "commit": s.commit[:10], "cdn": s.cdn_url}
+        for h, s in entries.items()
+    ]
+    return {
+        "submissions": dg.MetadataValue.int(len(entries)),
+        "list": table(rows),
+        **commit_of(at, paths.submissions(at.number)),
+    }
+
+
+def _stage(at: Recorded) -> Metadata | None:
+    if at.round.submissions is None:
+        return None
+    past = at.round.state.current_round > at.number
+    stage = Stage.FINISHED if past else at.round.state.stage
+    eta = None if past else at.round.state.next_stage_eta
+    return {
+        "stage": dg.MetadataValue.text(str(stage)),
+        "next_stage_eta": dg.MetadataValue.text(eta.isoformat() if eta else "none"),
+        **({} if past else commit_of(at, paths.STATE)),
+    }
+
+
+def result_counts(results: Results) -> Metadata:
+    """Counts and times of one folder of results."""
+    times = sorted(r.generation_time for r in results.values() if r.glb and r.generation_time)
+    counts: Metadata = {
+        "prompts": dg.MetadataValue.int(len(results)),
+        "files": dg.MetadataValue.int(sum(r.glb is not None for r in results.values())),
+        "previews": dg.MetadataValue.int(sum(r.png is not None for r in results.values())),
+        "megabytes": dg.MetadataValue.float(round(sum(r.size for r in results.values()) / 1e6, 3)),
+    }
+    if times:
+        counts["median_generation_seconds"] = dg.MetadataValue.float(times[len(times) // 2])
+    return counts
+
+
+def _result_table(results: Results) -> dg.TableMetadataValue:
+    rows = [
+        {
+            "prompt": stem[:16],
+            "glb": r.glb or "",
+            "png": r.png or "",
+            "seconds": round(r.generation_time, 2),
+            "bytes": r.size,
+            "attempts": r.attempts,
+            "distance": round(r.distance, 5),
+        }
+        for stem, r in results.items()
+    ]
+    return table(rows)
+
+
+def _leader_baseline(at: Recorded) -> Metadata | None:
+    if at.round.baseline is None or at.round.baseline_missing:
+        return None
+    leader = at.round.leader
+    path = paths.results(at.number, LEADER, "generated")
+    pods = read_pod_stats(at.snapshot, at.number, LEADER) or {}
+    return {
+        **result_counts(at.round.baseline),
+        "image": dg.MetadataValue.text(leader.docker if leader else "none"),
+        "pods": dg.MetadataValue.int(len(pods)),
+        "results": _result_table(at.round.baseline),
+        **commit_of(at, path),
+    }
+
+
+def miner_results(at: Recorded, hotkey: Hotkey) -> Metadata | None:
+    """A miner's downloads and previews as `submitted.json` has them."""
+    results = read_results(at.snapshot, at.number, hotkey, "submitted")
+    if results is None:
+        return None
+    return {
+        **result_counts(results),
+        "results": _result_table(results),
+        **commit_of(at, paths.results(at.number, hotkey, "submitted")),
+    }
+
+
+def _match_matrix(at: Recorded) -> Metadata | None:
+    path = paths.matrix(at.number)
+    if not at.has(path):
+        return None
+    now, order = at.standing, [LEADER, *(at.round.submissions or {})]
+    played = timeline.margins(at.round.matrix)
+    rows = [
+        {
+            "left": row.left[:10],
+            "right": row.right[:10],
+            "margin": row.margin,
+            "won": row.margin >= at.round.config.win_margin,
+        }
+        for row in at.round.matrix
+    ]
+    return {
+        "matches": dg.MetadataValue.int(len(at.round.matrix)),
+        "qualified": dg.MetadataValue.int(len(now.timeline.qualified)),
+        "local_leaders": dg.MetadataValue.int(len(now.timeline.reigns)),
+        "missing_matches": dg.MetadataValue.int(len(now.matches)),
+        "leads": dg.MetadataValue.text(now.timeline.leader),
+        "timeline": dg.MetadataValue.md(timeline_in_words(at.round, now)),
+        "heat_map": heat_map(order, played, {}),
+        "matrix": table(rows),
+        **commit_of(at, path),
+    }
+
+
+def _audit_requests(at: Recorded) -> Metadata | None:
+    path = paths.audit_requests(at.number)
+    if not at.has(path):
+        return None
+    rows = [{"hotkey": r.hotkey, "critical_prompts": len(r.critical_prompts)} for r in at.round.requests]
+    return {"requests": dg.MetadataValue.int(len(rows)), "list": table(rows), **commit_of(at, path)}
+
+
+def _builds(at: Recorded) -> Metadata | None:
+    builds = at.round.builds
+    if builds is None:
+        return None
+    counts = {
+        status: sum(b.status == status for b in builds.values()) for status in {b.status for b in builds.values()}
+    }
+    rows = [{"hotkey": h, "status": str(b.status), "image": b.docker_image, "tag": b.tag} for h, b in builds.items()]
+    return {
+        "builds": dg.MetadataValue.int(len(builds)),
+        **{str(status): dg.MetadataValue.int(count) for status, count in sorted(counts.items())},
+        "list": table(rows),
+        **commit_of(at, paths.builds(at.number)),
+    }
+
+
+def _generation_audits(at: Recorded) -> Metadata | None:
+    audits = at.round.generation_audits
+    if audits is None:
+        return None
+    rows = [
+        {
+            "hotkey": hotkey,
+            "outcome": str(a.outcome),
+            "checked": a.checked_prompts,
+            "failed": a.failed_prompts,
+            "critical": a.failed_critical,
+            "median_seconds": None if a.generation_time is None else round(a.generation_time, 2),
+            "reason": a.reason,
+        }
+        for hotkey, a in audits.items()
+    ]
+    return {
+        "audits": dg.MetadataValue.int(len(audits)),
+        "passed": dg.MetadataValue.int(sum(a.outcome == "passed" for a in audits.values())),
+        "rejected": dg.MetadataValue.int(sum(a.outcome == "rejected" for a in audits.values())),
+        "list": table(rows),
+        **commit_of(at, paths.generation_audits(at.number)),
+    }
+
+
+def _source_audits(at: Recorded) -> Metadata | None:
+    path = paths.source_audits(at.number)
+    if not at.has(path):
+        return None
+    rows = [{"hotkey": a.hotkey, "verdict": a.verdict, "reason": a.reason} for a in at.round.source_audits]
+    return {
+        "audits": dg.MetadataValue.int(len(rows)),
+        "failed": dg.MetadataValue.int(sum(a.verdict == "failed" for a in at.round.source_audits)),
+        "list": table(rows),
+        **commit_of(at, path),
+    }
+
+
+def _winner(at: Recorded) -> Metadata | None:
+    winner = at.round.winner
+    if winner is None:
+        return None
+    return {
+        "winner": dg.MetadataValue.text(winner.winner_hotkey),
+        "defended": dg.MetadataValue.bool(winner.winner_hotkey == LEADER),
+        "repo": dg.MetadataValue.text(winner.repo or "none"),
+        "repo_commit": dg.MetadataValue.text(winner.commit or "none"),
+        "docker_image": dg.MetadataValue.text(winner.docker_image or "none"),
+        "timeline": dg.MetadataValue.md(timeline_in_words(at.round, at.standing)),
+        "places": table(places(at.round, at.standing)),
+        **commit_of(at, paths.winner(at.number)),
+    }
+
+
+def finalized(at: Recorded) -> bool:
+    state = at.round.state
+    return state.current_round > at.number or state.stage == Stage.FINISHED
+
+
+def _leader(at: Recorded) -> Metadata | None:
+    if not finalized(at) or not at.round.leaders:
+        return None
+    following = at.snapshot.read(paths.schedule(at.number + 1))
+    after = read_round(at.snapshot, at.number + 1).leader if following else at.round.leaders[-1]
+    if after is None:
+        return None
+    return {
+        "weight": dg.MetadataValue.float(after.weight),
+        "effective_block": dg.MetadataValue.int(after.effective_block),
+        "hotkey": dg.MetadataValue.text(after.hotkey),
+        "repo": dg.MetadataValue.text(after.repo),
+        "docker": dg.MetadataValue.text(after.docker),
+        "history": table(
+            [{"hotkey": t.hotkey, "weight": t.weight, "from_block": t.effective_block} for t in at.round.leaders[::-1]]
+        ),
+        **commit_of(at, paths.LEADERS),
+    }
+
+
+def _next_schedule(at: Recorded) -> Metadata | None:
+    if not finalized(at):
+        return None
+    described = _schedule(Recorded(at.repository, at.snapshot, at.number + 1))
+    return {"next_round": dg.MetadataValue.int(at.number + 1), **described} if described else None
+
+
+DESCRIPTIONS: dict[str, Callable[[Recorded], Metadata | None]] = {
+    "schedule": _schedule,
+    "seed": _seed,
+    "prompts": _prompts,
+    "submissions": _submissions,
+    "source_audits": _source_audits,
+    "stage": _stage,
+    "leader_baseline": _leader_baseline,
+    "match_matrix": _match_matrix,
+    "audit_requests": _audit_requests,
+    "builds": _builds,
+    "generation_audits": _generation_audits,
+    "winner": _winner,
+    "leader": _leader,
+    "next_schedule": _next_schedule,
+}
+"""Description of each round asset: None where the repository does not have it."""

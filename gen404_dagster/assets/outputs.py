@@ -1,0 +1,287 @@
+"""Outputs: miners' 3D files and their previews, one partition a miner; and the leader's baseline.
+
+A miner's fault (a dead CDN, a refused file) is a recorded result. Each file is checkpointed in the journal: a kill
+costs the files in flight.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from gen404_dagster.assets.common import CODE_VERSION, OWNERS, Progress, commit, gather_all, merged
+from gen404_dagster.assets.describe import Recorded, miner_results, table
+from gen404_dagster.assets.pictures import gallery
+from gen404_dagster.competition import models, paths
+from gen404_dagster.competition.models import GenerationResult, Hotkey, Results, Stage, Stem, write_json
+from gen404_dagster.competition.stages import RoundState, token
+from gen404_dagster.errors import MinerFault
+from gen404_dagster.partitions import miner_key, round_miners, split_miner_key
+from gen404_dagster.resources.cdn import Downloads
+from gen404_dagster.resources.configured import (
+    CdnResource,
+    EntropyResource,
+    JournalResource,
+    LaneResource,
+    LimitsResource,
+    LocalStoreResource,
+    RendererResource,
+    StateRepositoryResource,
+)
+from gen404_dagster.resources.journal import Journal
+from gen404_dagster.resources.object_store import ObjectStore
+from gen404_dagster.resources.renderer import Renderer
+from gen404_dagster.resources.round_files import read_results, read_round
+from gen404_dagster.resources.state_repo import Change, Snapshot, Step
+
+GROUP = "outputs"
+GLB, PNG = "model/gltf-binary", "image/png"
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of one miner."""
+
+    number: int
+    hotkey: Hotkey
+    stem: Stem
+
+    def key(self, suffix: str) -> str:
+        return paths.object_key(self.number, self.hotkey, "submitted", self.stem, suffix)  # type: ignore[arg-type]
+
+    def unit(self, work: str) -> str:
+        return f"{work}/{self.hotkey}/{self.stem}"
+
+
+def _files(round_: RoundState, hotkeys: Sequence[Hotkey]) -> list[File]:
+    return [File(round_.number, hotkey, stem) for hotkey in hotkeys for stem in dict.fromkeys(round_.stems)]
+
+
+def _miners(context: dg.AssetExecutionContext) -> tuple[int, list[Hotkey]]:
+    """Round and miners of a run. Raises dg.Failure when the range spans rounds: those are run one by one."""
+    pairs = [split_miner_key(key) for key in context.partition_keys]
+    numbers = {number for number, _ in pairs}
+    if len(numbers) != 1:
+        raise dg.Failure(f"choose miners of one round, not of rounds {sorted(numbers)}")
+    return numbers.pop(), [hotkey for _, hotkey in pairs]
+
+
+@dg.asset(
+    partitions_def=round_miners,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    group_name=GROUP,
+    deps=["submissions", "prompts"],
+    kinds={"http", "s3"},
+    owners=OWNERS,
+    code_version=CODE_VERSION,
+    description="A miner's 3D files, fetched from its CDN while the round is DOWNLOADING: `{cdn_url}/{prompt}.glb`, two "
+    "tries, capped while streaming. A failed download is final and stops nobody else. Materializing one miner again "
+    "during DOWNLOADING fetches what is missing, and nothing afterwards.",
+)
+def downloads(
+    context: dg.AssetExecutionContext,
+    state: StateRepositoryResource,
+    journal: JournalResource,
+    store: LocalStoreResource,
+    cdn: CdnResource,
+    entropy: EntropyResource,
+    limits: LimitsResource,
+    lane: LaneResource,
+) -> None:
+    number, hotkeys = _miners(context)
+    round_ = read_round(state.get().head(), number)
+    log, objects, submissions = journal.get(), store.get(), round_.submissions or {}
+    live = round_.state.current_round == number and round_.state.stage == Stage.DOWNLOADING
+    launched = "gen404/lane" in context.run.tags
+    todo = [f for f in _files(round_, hotkeys) if not _is_downloaded(f, submissions, log, objects, final=launched)]
+    if live and todo:
+        entropy.get().generator(f"order of round {number}").shuffle(todo)  # nobody's CDN is always first
+        progress = Progress(context, log, number, "download", len(todo))
+        downloader = cdn.get(limits.get(), entropy.get())
+        asyncio.run(_download(todo, submissions, downloader, objects, log, progress))
+    for hotkey in hotkeys:
+        rows = [
+            (file, log.get(number, file.unit("download"), _source(submissions, file)))
+            for file in _files(round_, [hotkey])
+        ]
+        failed = [
+            {"prompt": file.stem[:16], "reason": done["fault"]} for file, done in rows if done and "fault" in done
+        ]
+        sizes = [done["size"] for _, done in rows if done and "size" in done]
+        context.add_asset_metadata(
+            {
+                "files": len(sizes),
+                "failed": len(failed),
+                "megabytes": round(sum(sizes) / 1e6, 3),
+                "cdn": submissions[hotkey].cdn_url if hotkey in submissions else "not a miner of this round",
+                "failures": table(failed),
+            },
+            asset_key="downloads",
+            partition_key=miner_key(number, hotkey),
+        )
+
+
+def _source(submissions: models.Submissions, file: File) -> str:
+    entry = submissions.get(file.hotkey)
+    return f"{entry.cdn_url}/{file.stem}.glb" if entry else ""
+
+
+def _is_downloaded(
+    file: File, submissions: models.Submissions, log: Journal, objects: ObjectStore, *, final: bool
+) -> bool:
+    """Whether a file has its entry. A fault is final for the round's own run; an operator may try it again."""
+    if file.hotkey not in submissions:
+        return True
+    done = log.get(file.number, file.unit("download"), _source(submissions, file))
+    if done is None or "fault" in done:
+        return done is not None and final
+    return objects.exists(file.key("glb"))
+
+
+async def _download(
+    todo: Sequence[File],
+    submissions: models.Submissions,
+    downloader: Downloads,
+    objects: ObjectStore,
+    log: Journal,
+    progress: Progress,
+) -> None:
+    async def fetch(file: File) -> None:
+        url = _source(submissions, file)
+        try:
+            # Stored, but killed before the checkpoint: what a miner sent first counts.
+            stored = objects.stat(file.key("glb")) or await downloader.fetch(url, objects, file.key("glb"))
+            done: dict[str, object] = {"size": stored.size, "sha256": stored.sha256}
+        except MinerFault as fault:
+            done = {"fault": str(fault)}
+        log.put(file.number, file.unit("download"), url, done)
+        progress.step(file.hotkey[:10])
+
+    async with downloader:
+        await gather_all(*(fetch(file) for file in todo))
+
+
+@dg.asset(
+    partitions_def=round_miners,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    group_name=GROUP,
+    deps=[downloads],
+    kinds={"gltf", "png", "git"},
+    owners=OWNERS,
+    code_version=CODE_VERSION,
+    pool="gpu",
+    description="Previews of a miner's files: four views in a 2x2 grid of 1041 x 1041 pixels. A refused file leaves its "
+    "size and no preview. Committed as `submitted.json`. Materializing again renders missing or stale previews from "
+    "the stored files; it never moves the stage.",
+)
+def renders(
+    context: dg.AssetExecutionContext,
+    state: StateRepositoryResource,
+    journal: JournalResource,
+    store: LocalStoreResource,
+    renderer: RendererResource,
+    limits: LimitsResource,
+    lane: LaneResource,
+) -> None:
+    number, hotkeys = _miners(context)
+    repository, log, objects = state.get(), journal.get(), store.get()
+    round_ = read_round(repository.head(), number)
+    mine = [hotkey for hotkey in hotkeys if hotkey in (round_.submissions or {})]
+    progress = Progress(context, log, number, "render", len(_files(round_, mine)))
+
+    async def render_all() -> None:
+        slots = asyncio.Semaphore(limits.get().render_concurrency)
+
+        async def one(file: File, order: list[Stem]) -> None:
+            async with slots:
+                await asyncio.to_thread(_render, file, renderer.get(), objects, log)
+            order.append(file.stem)
+            progress.step(file.hotkey[:10])
+
+        async def miner(hotkey: Hotkey) -> None:
+            order: list[Stem] = []
+            await gather_all(*(one(file, order) for file in _files(round_, [hotkey])))
+            submitted = {stem: _result(File(number, hotkey, stem), objects, log) for stem in order}
+            await asyncio.to_thread(_commit_submitted, context, state, number, hotkey, submitted)
+
+        await gather_all(*(miner(hotkey) for hotkey in mine))
+
+    asyncio.run(render_all())
+    at = Recorded(repository, repository.head(fetch=False), number)
+    for hotkey in hotkeys:
+        _describe_renders(context, at, hotkey, objects, log)
+
+
+def _render(file: File, renderer: Renderer, objects: ObjectStore, log: Journal) -> None:
+    """Render a stored file unless its preview is there and up to date."""
+    if not objects.exists(file.key("glb")):
+        return
+    model = objects.read(file.key("glb"))
+    inputs = hashlib.sha256(model).hexdigest() + "/" + renderer.version
+    done = log.get(file.number, file.unit("preview"), inputs)
+    if done is not None and ("fault" in done or objects.exists(file.key("png"))):
+        return
+    try:
+        objects.put(file.key("png"), renderer.preview(model), PNG, overwrite=True)
+        log.put(file.number, file.unit("preview"), inputs, {})
+    except MinerFault as fault:
+        log.put(file.number, file.unit("preview"), inputs, {"fault": str(fault)})
+
+
+def _result(file: File, objects: ObjectStore, log: Journal) -> GenerationResult:
+    """A file's entry: without a 3D file all empty; a refused one keeps `glb` and `size`."""
+    model = objects.stat(file.key("glb"))
+    if model is None:
+        return GenerationResult()
+    refused = "fault" in (log.units(file.number, file.unit("preview")).get(file.unit("preview")) or {})
+    has_preview = objects.exists(file.key("png")) and not refused
+    png = objects.url(file.key("png")) if has_preview else None
+    return GenerationResult(glb=objects.url(file.key("glb")), png=png, size=model.size)
+
+
+def _commit_submitted(
+    context: dg.AssetExecutionContext, state: StateRepositoryResource, number: int, hotkey: Hotkey, submitted: Results
+) -> None:
+    path = paths.results(number, hotkey, "submitted")
+    previews = sum(entry.png is not None for entry in submitted.values())
+
+    def decide(snapshot: Snapshot) -> Change | None:
+        known = read_results(snapshot, number, hotkey, "submitted")
+        round_ = read_round(snapshot, number)
+        begun = round_.state.current_round > number or round_.state.stage not in (Stage.OPEN, Stage.MINER_GENERATION)
+        if known == submitted or not begun:
+            return None
+        # Keep the order in which entries were first completed.
+        results = {stem: submitted.get(stem, entry) for stem, entry in (known or {}).items()} | submitted
+        subject = f"Record {hotkey[:10]}'s outputs in round {number}: {previews} of {len(submitted)} with a preview"
+        return Change({path: write_json(models.RESULTS, results)}, subject)
+
+    commit(context, state.get(), Step(number, "outputs", token(submitted), unit=hotkey), decide)
+
+
+def _describe_renders(
+    context: dg.AssetExecutionContext, at: Recorded, hotkey: Hotkey, objects: ObjectStore, log: Journal
+) -> None:
+    metadata = miner_results(at, hotkey)
+    if metadata is None:
+        return
+    results = read_results(at.snapshot, at.number, hotkey, "submitted") or {}
+    faults = log.units(at.number, f"preview/{hotkey}/")
+    refused = [
+        {"prompt": stem[:16], "reason": fault["fault"]}
+        for stem in results
+        if (fault := faults.get(f"preview/{hotkey}/{stem}")) and "fault" in fault
+    ]
+    pictures = [(stem, _preview(File(at.number, hotkey, stem), objects)) for stem in at.round.stems if stem in results]
+    extra = {
+        "refused": dg.MetadataValue.int(len(refused)),
+        "previews_gallery": gallery(pictures),
+        "refusals": table(refused),
+    }
+    context.add_asset_metadata(merged(metadata, extra), asset_key="renders", partition_key=miner_key(at.number, hotkey))
+
+
+def _preview(file: File, objects: ObjectStore) -> bytes | None:
+    return objects.read(file.key("png")) if objects.exists(file.key("png")) else None

@@ -1,0 +1,1 @@
+"""When to look and what to launch: a pure decision (`decision`) in a thin shell (`round_sensor`)."""
