@@ -47,12 +47,16 @@ def recorded(repository: StateRepository, number: int, *, fetch: bool = True) ->
     return Recorded(repository, repository.head(fetch=fetch), number)
 
 
-def table(rows: Sequence[Mapping[str, str | int | float | bool | None]]) -> dg.TableMetadataValue:
+def table(rows: Sequence[Mapping[str, object]]) -> dg.TableMetadataValue:
     """A table of at most 20 rows (the UI prints each); the file has the rest."""
-    shown = [dg.TableRecord({name: "" if v is None else v for name, v in row.items()}) for row in rows[:_MOST_ROWS]]
+    shown = [dg.TableRecord({name: _cell(value) for name, value in row.items()}) for row in rows[:_MOST_ROWS]]
     columns = list(rows[0]) if rows else ["nothing"]
     schema = dg.TableSchema(columns=[dg.TableColumn(name, _column_type(rows, name)) for name in columns])
     return dg.MetadataValue.table(records=shown, schema=schema)
+
+
+def _cell(value: object) -> str | int | float | bool:
+    return value if isinstance(value, (str, int, float, bool)) else ("" if value is None else str(value))
 
 
 def _column_type(rows: Sequence[Mapping[str, object]], name: str) -> str:

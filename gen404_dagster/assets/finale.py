@@ -7,7 +7,7 @@ from gen404_dagster.assets.common import commit, described, round_number, round_
 from gen404_dagster.assets.describe import finalized, recorded
 from gen404_dagster.competition import leadership, models, paths
 from gen404_dagster.competition.models import LEADER, CompetitionStage, Stage, write_json
-from gen404_dagster.competition.stages import token
+from gen404_dagster.competition.stages import Do, Lane, next_step, token
 from gen404_dagster.resources.chain import Head
 from gen404_dagster.resources.configured import (
     LaneResource,
@@ -41,11 +41,10 @@ def winner(context: dg.AssetExecutionContext, state: StateRepositoryResource, la
 
     def crown(snapshot: Snapshot) -> Change | None:
         round_ = read_round(snapshot, number)
-        now = round_.standing()
-        here = round_.state.current_round == number and round_.state.stage == Stage.DUELS
-        if not here or not now.complete:
+        due = next_step(round_, 0)[Lane.MAIN]
+        if round_.state.current_round != number or not isinstance(due, Do) or due.job != "crown":
             return None
-        hotkey = now.timeline.leader
+        hotkey = round_.standing().timeline.leader
         won = leadership.name_winner(
             hotkey, (round_.submissions or {}).get(hotkey), (round_.builds or {}).get(hotkey), round_.leader
         )

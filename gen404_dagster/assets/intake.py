@@ -207,7 +207,7 @@ def stage(  # type: ignore[no-untyped-def]
         )
     ],
 )
-def source_audits(  # type: ignore[no-untyped-def]
+def source_audits(
     context: dg.AssetExecutionContext, state: StateRepositoryResource, lane: LaneResource
 ) -> Iterator[dg.MaterializeResult]:
     repository = state.get()

@@ -6,6 +6,7 @@ costs the files in flight.
 
 import asyncio
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,9 @@ from gen404_dagster.resources.round_files import read_results, read_round
 from gen404_dagster.resources.state_repo import Change, Snapshot, Step
 
 GROUP = "outputs"
+
+# One run for all miners of a round is what this pipeline is built on; the parameter is marked beta.
+warnings.filterwarnings("ignore", "Parameter `backfill_policy`", dg.BetaWarning)
 GLB, PNG = "model/gltf-binary", "image/png"
 
 

@@ -38,7 +38,9 @@ def name_winner(
     winner: Hotkey, submission: Submission | None, build: Build | None, leader: LeaderTransition | None
 ) -> Winner:
     """`winner.json` of a challenger (submission and build given) or of the defending leader."""
-    if winner != LEADER and submission is not None:
+    if winner != LEADER:
+        if submission is None:
+            raise ValueError(f"{winner} cannot win: it has no submission")
         image = build.docker_image if build else None
         return Winner(winner_hotkey=winner, repo=submission.repo, commit=submission.commit, docker_image=image)
     if leader is None:
@@ -55,7 +57,7 @@ def next_round(
     is round_duration_days later, moved on by whole days while it is nearer than the finalization buffer, and not
     before first_evaluation_date.
     """
-    at_time = config.round_start_time.replace(tzinfo=None)
+    at_time = config.round_start_time
     closed = now - timedelta(seconds=(block - previous.latest_reveal_block) * block_seconds)
     day = min(
         (closed.date() + timedelta(days=offset) for offset in (-1, 0, 1)),
@@ -85,7 +87,8 @@ def transition(
     """What is appended to `leader.json`, None when nothing changes.
 
     A winner with another repository or commit than the leader's starts with weight 1.0. Who defended, or won with the
-    leader's very own repository and commit, keeps the lead with a weight that decays to the floor.
+    leader's very own repository and commit, keeps the lead with a weight that decays to the floor; a weight that is
+    below it already (the first leader's, written by hand) is not raised.
     """
     same = leader is not None and (winner.repo, winner.commit) == (leader.repo, leader.commit)
     if winner.winner_hotkey != LEADER and not same:
@@ -97,7 +100,7 @@ def transition(
             weight=1.0,
             effective_block=effective_block,
         )
-    if leader is None or leader.weight == config.weight_floor:
+    if leader is None or leader.weight <= config.weight_floor:
         return None
     weight = max(config.weight_floor, leader.weight - config.weight_decay)
     return leader.model_copy(update={"weight": weight, "effective_block": effective_block})

@@ -74,7 +74,6 @@ class Limits(BaseModel):
     pod_deploy_attempts: int = Field(720, ge=1, description="Deployment tries of one pod over all providers.")
     pod_visible_seconds: float = Field(1800.0, gt=0, description="A pod must be visible within this time, in seconds.")
     pod_healthy_seconds: float = Field(3600.0, gt=0, description="A pod must be healthy within this time, in seconds.")
-    pod_warmup_seconds: float = Field(1800.0, gt=0, description="Start-up and warm-up of an image, in seconds.")
     pod_prompts_in_flight: int = Field(4, ge=1, description="Prompts in flight on one pod, of which one generates.")
     prompt_attempts: int = Field(3, ge=1, description="Generations tried for one prompt.")
     prompt_lock_seconds: float = Field(

@@ -5,6 +5,7 @@ file lies (`paths`), how it is fetched or committed (`resources.state_repo`), wh
 Formats: JSON with two spaces and no final newline, floats as pydantic's serializer writes them (shortest round trip).
 """
 
+import re
 from datetime import date, datetime, time
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
@@ -34,6 +35,12 @@ def _whole_as_int(value: float) -> float | int:
     return int(value) if value == int(value) else value
 
 
+def _utc(value: time) -> time:
+    if value.utcoffset():
+        raise ValueError("must be UTC, as HH:MM:SS")
+    return value.replace(tzinfo=None)
+
+
 class StateModel(BaseModel):
     """A record of a state file. Unknown fields are tolerated and dropped; fields are written in the order declared."""
 
@@ -57,7 +64,7 @@ class CompetitionConfig(StateModel):
     description: str = ""
     first_evaluation_date: date
     last_competition_date: date
-    round_start_time: time
+    round_start_time: Annotated[time, AfterValidator(_utc)]
     generation_stage_minutes: int = Field(ge=0)
     # Hand-written as the integer 1; a fraction stays a fraction.
     finalization_buffer_hours: Annotated[Finite, PlainSerializer(_whole_as_int)] = 1.0
@@ -78,12 +85,15 @@ class CompetitionStage(StateModel):
 
 
 class LeaderTransition(StateModel):
-    """An entry of `leader.json`: from `effective_block` on, `hotkey` leads with `weight`."""
+    """An entry of `leader.json`: from `effective_block` on, `hotkey` leads with `weight`.
+
+    The public README's entries have no repository, commit or image.
+    """
 
     hotkey: Hotkey
-    repo: str
-    commit: str
-    docker: str
+    repo: str = ""
+    commit: str = ""
+    docker: str = ""
     weight: Finite
     effective_block: Block
 
@@ -246,6 +256,7 @@ POD_STATS = TypeAdapter(PodReport)
 MATCH_REPORT = TypeAdapter(MatchReport)
 
 _ASCII_ONLY = (SUBMISSIONS, SEED)
+_STRING_OR_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|e\+')
 
 
 def read_json(adapter: TypeAdapter[T], text: str | bytes) -> T:
@@ -264,6 +275,8 @@ def write_json(adapter: TypeAdapter[Any], value: object) -> str:
     if adapter is SEED:  # one line, with a space after the colon
         return f'{{"seed": {SEED.validate_python(value).seed}}}'
     text = adapter.dump_json(value, indent=2, ensure_ascii=adapter in _ASCII_ONLY).decode()
+    if "e+" in text:  # 1e16 as in the record; this pydantic writes 1e+16
+        text = _STRING_OR_EXPONENT.sub(lambda found: "e" if found[0] == "e+" else found[0], text)
     return text + "\n" if adapter is CONFIG else text
 
 

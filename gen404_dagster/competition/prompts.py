@@ -14,9 +14,10 @@ def draw_prompts(
 
     `previous` is the previous round's prompts, None in round 0. Carry-over is not excluded from the pool: a repeat is
     possible, as in the public competition. A source that holds no more than is wanted is taken whole, in its order.
+    The carry-over never exceeds the round.
     """
     rng = random.Random(seed)
-    carried = _sample(rng, previous or (), carryover_prompts)
+    carried = _sample(rng, previous or (), min(carryover_prompts, prompts_per_round))
     return carried + _sample(rng, pool, prompts_per_round - len(carried))
 
 

@@ -6,7 +6,7 @@ Source: spec section 2 and DESIGN section 3.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
@@ -60,7 +60,10 @@ LANE_OF_JOB = {
 
 @dataclass(frozen=True)
 class RoundState:
-    """One round as the state repository has it. None: the file does not exist."""
+    """One round as the state repository has it. None: the file does not exist.
+
+    `stage_entered` identifies the commit that last wrote state.json: a stage that an operator goes back to is new work.
+    """
 
     number: int
     config: CompetitionConfig
@@ -76,6 +79,7 @@ class RoundState:
     source_audits: tuple[SourceAudit, ...] = ()
     matrix: tuple[MatchRow, ...] = ()
     winner: Winner | None = None
+    stage_entered: str = ""
     submitted: frozenset[Hotkey] = frozenset()
     baseline: Results | None = None
 
@@ -147,9 +151,11 @@ def next_step(round_: RoundState, block: Block) -> dict[Lane, Decision]:
 
 
 def token(*read: object) -> str:
-    """Hash of what a step reads: 16 hex digits, equal in every process."""
+    """Hash of what a step reads: 16 hex digits, equal in every process. No sets: their order is not."""
     digest = hashlib.sha256()
     for value in read:
+        if isinstance(value, Set):
+            raise TypeError("a set has no order that is equal in every process: pass a tuple")
         part = TypeAdapter(type(value)).dump_json(value) if value is not None else b"null"
         digest.update(b"%d:" % len(part) + part)
     return digest.hexdigest()[:16]
@@ -166,31 +172,47 @@ def _main(round_: RoundState, block: Block) -> Decision:
     if stage == Stage.OPEN:
         if block < schedule.latest_reveal_block:
             return Wait("miners may reveal commitments", schedule.latest_reveal_block)
-        return Do("open_round", token(round_.number, schedule), "the window of commitments has closed")
+        return Do(
+            "open_round", token(round_.number, round_.stage_entered, schedule), "the window of commitments has closed"
+        )
+    if stage == Stage.FINALIZING:
+        if round_.winner is None:
+            return Wait(f"rounds/{round_.number}/winner.json is missing: restore it, or set the stage back to duels")
+        return Do(
+            "finalize", token(round_.number, round_.stage_entered, round_.winner, round_.leaders), "a winner is known"
+        )
+    opening = {"seed.json": round_.seed, "prompts.txt": round_.prompts, "submissions.json": round_.submissions}
+    lost = [name for name, content in opening.items() if content is None]
+    if lost:
+        return Wait(f"rounds/{round_.number}/{lost[0]} is missing: restore it to go on")
     if stage == Stage.MINER_GENERATION:
         if block < schedule.generation_deadline_block:
             return Wait("miners generate", schedule.generation_deadline_block)
-        return Do("advance", token(round_.number, stage), "the generation deadline has passed")
+        return Do("advance", token(round_.number, round_.stage_entered, stage), "the generation deadline has passed")
     if stage == Stage.DOWNLOADING:
         missing = round_.undownloaded
         if missing:
-            return Do("download", token(round_.number, missing), f"{len(missing)} submissions to fetch", missing)
-        return Do("advance", token(round_.number, stage), "every submission has been processed")
-    if stage == Stage.DUELS:
-        now = round_.standing()
-        if now.complete:
-            read = (round_.matrix, tuple((round_.generation_audits or {}).values()), round_.source_audits)
-            return Do("crown", token(round_.number, *read), "the timeline is settled and verified")
-        return Wait(_what_is_missing(round_, now))
-    return Do("finalize", token(round_.number, round_.winner, round_.leaders), "a winner is known")
+            return Do(
+                "download",
+                token(round_.number, round_.stage_entered, missing),
+                f"{len(missing)} submissions to fetch",
+                missing,
+            )
+        return Do("advance", token(round_.number, round_.stage_entered, stage), "every submission has been processed")
+    now = round_.standing()
+    # Who removes the leader's results while matches stand means to play some of them again: no winner before that.
+    if now.complete and not (round_.matrix and round_.baseline_missing):
+        read = (round_.matrix, tuple((round_.generation_audits or {}).values()), round_.source_audits)
+        return Do("crown", token(round_.number, round_.stage_entered, *read), "the timeline is settled and verified")
+    return Wait(_what_is_missing(round_, now))
 
 
 def _what_is_missing(round_: RoundState, now: Standing) -> str:
     parts = []
     if round_.baseline_missing:
-        parts.append(f"the leader's baseline lacks {len(round_.baseline_missing)} prompts")
+        parts.append(f"the leader's baseline (prompts missing: {len(round_.baseline_missing)})")
     if now.matches:
-        parts.append(f"{len(now.matches)} matches to play now")
+        parts.append(f"matches (now due: {len(now.matches)})")
     if now.awaiting_generation:
         parts.append(f"generation audits of {', '.join(now.awaiting_generation)}")
     human = [hotkey for hotkey in now.awaiting_source if hotkey not in now.awaiting_generation]
@@ -206,13 +228,14 @@ def _duels(round_: RoundState) -> Decision:
         return Wait("no match before the leader's baseline is complete")
     now = round_.standing()
     if now.matches or now.requests:
-        why = f"{len(now.matches)} matches and {len(now.requests)} audit requests are due"
+        why = f"matches due: {len(now.matches)}, audit requests due: {len(now.requests)}"
         read = (now.matches, tuple(reign.leader for reign in now.requests), now.timeline.reigns)
-        return Do("judge", token(round_.number, *read), why)
+        return Do("judge", token(round_.number, round_.stage_entered, *read), why)
     return Wait("every match that is known to matter is played")
 
 
-_FINAL_BUILD = {BuildStatus.SUCCESS, BuildStatus.FAILURE, BuildStatus.TIMED_OUT}
+# `not_found` is written only when the build run has ended.
+_FINAL_BUILD = {BuildStatus.SUCCESS, BuildStatus.FAILURE, BuildStatus.TIMED_OUT, BuildStatus.NOT_FOUND}
 
 
 def builds_settled(round_: RoundState) -> bool:
@@ -227,12 +250,12 @@ def _pods(round_: RoundState) -> Decision:
     missing = round_.baseline_missing
     if missing:
         why = f"the leader's image has {len(missing)} prompts to regenerate"
-        return Do("baseline", token(round_.number, missing, round_.leader), why)
+        return Do("baseline", token(round_.number, round_.stage_entered, missing, round_.leader), why)
     if round_.state.stage != Stage.DUELS:
         return Wait("the leader's baseline is complete")
     pending = round_.standing().awaiting_generation
-    if pending or not round_.builds:
+    if pending or not builds_settled(round_):
         why = f"{len(pending)} audits to run" if pending else "builds to look up"
         read = (pending, tuple((round_.builds or {}).items()))
-        return Do("verify", token(round_.number, *read), why)
+        return Do("verify", token(round_.number, round_.stage_entered, *read), why)
     return Wait("no audit is requested")

@@ -148,7 +148,7 @@ class EmbedderResource(dg.ConfigurableResource):
 
 @cache
 def _embedder(network: str) -> Embedder:
-    return make_embedder(Settings(embedder=network))  # type: ignore[arg-type]
+    return make_embedder(Settings(embedder=network))
 
 
 class JudgeResource(dg.ConfigurableResource):

@@ -66,6 +66,7 @@ class Journal:
         self.repository = repository
         self._mutex = RLock()
         self._connection: sqlite3.Connection | None = None
+        self._opened: int | None = None
         self._run(lambda _: None)
 
     def get(self, round: int, unit: str, inputs: str) -> Any | None:
@@ -148,10 +149,13 @@ class Journal:
                         self._connection = self._connect()
                     with self._connection as connection:
                         return work(connection)
-                except sqlite3.DatabaseError as error:
+                except (
+                    sqlite3.DatabaseError,
+                    UnicodeDecodeError,
+                ) as error:  # the latter from a damaged schema's message
                     self.close()
                     if attempt or getattr(error, "sqlite_errorcode", 0) & 0xFF in _OUTSIDE:
-                        raise Unavailable(f"journal {self.path}: {error}") from error
+                        raise Unavailable(f"journal {self.path}: {_line(error)}") from error
                     self._replace_damaged(error)
         raise AssertionError
 
@@ -161,6 +165,7 @@ class Journal:
         except OSError as error:
             raise Unavailable(f"journal {self.path}: {error.strerror}") from error
         with self._alone():  # two processes that turn WAL on at once would refuse each other
+            self._opened = _inode(self.path)
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False)
             try:
                 connection.text_factory = _decoded
@@ -168,6 +173,7 @@ class Journal:
                 connection.execute("PRAGMA synchronous = NORMAL")
                 connection.execute(_SCHEMA)
                 connection.execute(_PROBE)  # a file of another shape is as good as damaged
+                self._opened = _inode(self.path)
             except BaseException:
                 connection.close()
                 raise
@@ -185,14 +191,16 @@ class Journal:
     def _replace_damaged(self, error: Exception) -> None:
         """Move the damaged file aside, unless another process has just done so."""
         with self._alone():
-            if _is_sound(self.path):
+            if _inode(self.path) != self._opened:
                 return
             aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
             for suffix in ("", "-wal", "-shm"):
                 old = self.path.with_name(self.path.name + suffix)
                 if old.exists():
                     old.replace(aside.with_name(aside.name + suffix))
-            log.warning("journal %s was damaged (%s): kept as %s, a new one is begun", self.path, error, aside.name)
+            log.warning(
+                "journal %s was damaged (%s): kept as %s, a new one is begun", self.path, _line(error), aside.name
+            )
 
 
 def _decoded(text: bytes) -> str:
@@ -200,14 +208,13 @@ def _decoded(text: bytes) -> str:
     return text.decode("utf-8", "replace")
 
 
-def _is_sound(path: Path) -> bool:
+def _line(error: Exception) -> str:
+    """SQLite quotes a damaged schema with its line breaks."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _inode(path: Path) -> int | None:
     try:
-        connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
-        try:
-            found = connection.execute("PRAGMA quick_check(1)").fetchall()
-            connection.execute(_PROBE)
-            return found == [("ok",)]
-        finally:
-            connection.close()
-    except sqlite3.DatabaseError:
-        return False
+        return path.stat().st_ino
+    except OSError:
+        return None

@@ -21,6 +21,9 @@ def read_round(snapshot: Snapshot, number: int | None = None) -> RoundState:
     prompts = _parsed(snapshot, paths.prompts(number), models.read_prompts)
     seed = _json(snapshot, paths.seed(number), models.SEED)
     submissions = _json(snapshot, paths.submissions(number), models.SUBMISSIONS)
+    requests = _json(snapshot, paths.audit_requests(number), models.AUDIT_REQUESTS)
+    source_audits = _json(snapshot, paths.source_audits(number), models.SOURCE_AUDITS)
+    stage_commit = snapshot.last_commit(paths.STATE)
     return RoundState(
         number=number,
         config=_required(snapshot, paths.CONFIG, models.CONFIG),
@@ -31,11 +34,12 @@ def read_round(snapshot: Snapshot, number: int | None = None) -> RoundState:
         prompts=None if prompts is None else tuple(prompts),
         submissions=submissions,
         builds=_json(snapshot, paths.builds(number), models.BUILDS),
-        requests=tuple(_json(snapshot, paths.audit_requests(number), models.AUDIT_REQUESTS) or ()),
+        requests=tuple(requests or ()),
         generation_audits=_json(snapshot, paths.generation_audits(number), models.GENERATION_AUDITS),
-        source_audits=tuple(_json(snapshot, paths.source_audits(number), models.SOURCE_AUDITS) or ()),
+        source_audits=tuple(source_audits or ()),
         matrix=tuple(_parsed(snapshot, paths.matrix(number), models.read_matrix) or ()),
         winner=_json(snapshot, paths.winner(number), models.WINNER),
+        stage_entered=stage_commit.sha if stage_commit else "",
         submitted=frozenset(
             hotkey for hotkey in submissions or {} if snapshot.exists(paths.results(number, hotkey, "submitted"))
         ),

@@ -18,7 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock, RLock
@@ -90,7 +90,7 @@ _SHA = re.compile(r"[0-9a-f]{4,40}")
 
 @dataclass(frozen=True)
 class Step:
-    """A piece of work that is committed at most once: `inputs` is the hash of everything it read."""
+    """A piece of work that is committed once: `inputs` is the hash of everything it read."""
 
     round: int
     name: str
@@ -105,6 +105,10 @@ class Step:
     @property
     def value(self) -> str:
         return "/".join([str(self.round), self.name, *([self.unit] if self.unit is not None else []), self.inputs])
+
+    def again(self, times: int) -> "Step":
+        """The step, done `times` before: its inputs get a number, so that each step is in the log once."""
+        return self if times == 0 else replace(self, inputs=f"{self.inputs}.{times + 1}")
 
     @property
     def trailer(self) -> str:
@@ -277,10 +281,10 @@ class StateRepository:
     # Writing
 
     def commit(self, step: Step, decide: Callable[[Snapshot], Change | None], run_id: str = "") -> CommitInfo | None:
-        """Commit what `decide` says of the remote's head, once per step.
+        """Commit what `decide` says of the remote's head.
 
-        Returns the commit; the earlier one when the branch already holds this step; None when there is nothing to
-        change. A push that loses a race is decided again on the new head, never forced.
+        Returns the commit; None when there is nothing to change, which is what `decide` must say of a head that holds
+        this step already. A push that loses a race is decided again on the new head, never forced.
         """
         if run_id and (not run_id.isprintable() or run_id != run_id.strip()):
             raise ValueError(f"a run id is one printable word, not {run_id!r}")
@@ -289,14 +293,13 @@ class StateRepository:
                 if attempt:
                     time.sleep(min(2.0, 0.02 * 1.5**attempt) * random.uniform(0.5, 1.5))
                 head = Snapshot(self, self._update())
-                done = self._find_step(head.commit, step.value)
-                if done is not None:
-                    return done
                 change = decide(head)
                 tree = self._changed_tree(head, change.files) if change is not None else None
                 if change is None or tree is None:
                     return None
-                sha = self._store("commit", self._commit_text(head.commit, tree, change, step, run_id))
+                # The same step again, and yet there is something to change: an operator took the first one back.
+                named = step.again(self._times_done(head.commit, step))
+                sha = self._store("commit", self._commit_text(head.commit, tree, change, named, run_id))
                 if self._push(sha):
                     self._remember(sha)
                     if sha.startswith("00"):  # now and then; git itself decides whether there is something to pack
@@ -381,22 +384,23 @@ class StateRepository:
             return True
         answer = next((line.split("\t")[-1] for line in out.splitlines() if line.startswith("!")), "")
         if answer and _LOST_RACE.search(answer):
-            self._remove_dead_lock()
+            self._remove_dead_locks()
             return False
         if answer:
             raise OperatorError(f"{self.display} refuses commits to {self.branch}: {_one_line(answer, err)}")
         raise self._fault(err)
 
-    def _remove_dead_lock(self) -> None:
+    def _remove_dead_locks(self) -> None:
         """A git process killed while it updated a local remote leaves the branch locked for ever: unlock it."""
         for folder in (Path(self.remote), Path(self.remote) / ".git"):
-            lock = folder / "refs" / "heads" / f"{self.branch}.lock"
-            try:
-                if time.time() - lock.stat().st_mtime > DEAD_LOCK_SECONDS:
-                    lock.unlink()
-                    log.warning("removed %s, left by a killed git process", lock)
-            except OSError:
-                continue
+            for name in ("HEAD.lock", f"refs/heads/{self.branch}.lock"):  # a push locks the HEAD of its branch too
+                lock = folder / name
+                try:
+                    if time.time() - lock.stat().st_mtime > DEAD_LOCK_SECONDS:
+                        lock.unlink()
+                        log.warning("removed %s, left by a killed git process", lock)
+                except OSError:
+                    continue
 
     # The mirror
 
@@ -550,9 +554,10 @@ class StateRepository:
                 self._trees.popitem(last=False)
         return tree
 
-    def _find_step(self, head: str, value: str) -> CommitInfo | None:
-        found = self._log(head, "--fixed-strings", f"--grep={STEP_TRAILER}: {value}")
-        return next((commit for commit in found if commit.step == value), None)
+    def _times_done(self, head: str, step: Step) -> int:
+        found = self._log(head, "--fixed-strings", f"--grep={step.trailer}")
+        again = re.compile(re.escape(step.value) + r"(\.\d+)?")
+        return sum(again.fullmatch(commit.step or "") is not None for commit in found)
 
     def _log(self, head: str, *options: str, limit: int | None = None, path: str | None = None) -> list[CommitInfo]:
         status, out, err = self._git(

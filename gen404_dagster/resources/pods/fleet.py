@@ -174,6 +174,7 @@ class _Fleet:
         self.prompts = Assignment(job.stems, limits, {})
         self.report: PodReport = {}
         self.next_index = 0
+        self.started = 0
         self.attempts_left = limits.pod_attempts
         self.pods: dict[str, _Pod] = {}  # healthy ones
         self.deployed = False
@@ -203,7 +204,7 @@ class _Fleet:
         tasks: set[asyncio.Task[None]] = set()
         try:
             if not self._finished:
-                await sweep(self.providers, self.job.prefix)  # what a killed run left behind
+                await self._sweep()  # what a killed run left behind
                 await self._supervise(tasks)
         finally:
             await _uninterrupted(self._end(tasks))
@@ -228,6 +229,7 @@ class _Fleet:
                 if pause <= 0:
                     tasks.add(asyncio.create_task(self._live(self.next_index)))
                     self.next_index += 1
+                    self.started += 1
                     self.attempts_left -= 1
                     next_start = self.clock() + self.limits.pod_start_interval_seconds
                     continue
@@ -248,9 +250,9 @@ class _Fleet:
         waiting = len(self.prompts.waiting(self.clock()))
         if not self.attempts_left or not waiting or live >= limits.pods_at_once:
             return False
-        if live < min(limits.pods_to_start, waiting) and not self.pods:
+        if self.started < limits.pods_to_start or (live < min(limits.pods_to_start, waiting) and not self.pods):
             return True
-        if not self.deployed or live >= limits.pods_at_once:
+        if not self.deployed:
             return False
         if waiting > live * limits.pod_prompts_in_flight:
             return True
@@ -276,8 +278,11 @@ class _Fleet:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._sweep()  # deployments that were under way when they were cancelled
+
+    async def _sweep(self) -> None:
         try:
-            await sweep(self.providers, self.job.prefix)  # deployments that were under way when they were cancelled
+            await sweep(self.providers, self.job.prefix)
         except Unavailable as error:
             logger.error("%s; the next sweep deletes them", error)
 
@@ -307,12 +312,15 @@ class _Fleet:
                 self.pods[name] = pod
                 self.deployed = True
                 self._notify()
+                reason = assignment.STOPPED
                 try:
                     await self._work_on(pod)
+                    reason = assignment.NO_WORK
                 finally:
                     del self.pods[name]
-                    reason = pod.over or (assignment.MISMATCH_LIMIT if self._hopeless else assignment.STOPPED)
-                    self.report[name] = record.stats(reason, pod.bad)
+                    if self._hopeless:
+                        reason = assignment.MISMATCH_LIMIT
+                    self.report[name] = record.stats(pod.over or reason, pod.bad)
             finally:
                 await _uninterrupted(delete_pod(provider, name))
         except _PodFailed as failed:
@@ -461,8 +469,7 @@ class _Fleet:
             if stem is not None:
                 return stem
             if not self.prompts.has_work(pod.name, retries):
-                pod.end(assignment.NO_WORK)
-                break
+                return None
             expiry = self.prompts.next_expiry(now)
             await self._changed(None if expiry is None else expiry - now)
         return None

@@ -3,7 +3,7 @@
     python guard.py LOG LIMIT COMMAND...
 
 Runs COMMAND in its own process group until it ends or standard input closes, which happens however the parent ends,
-`kill -9` included. Then the whole group is ended. The command's output goes to LOG, at most LIMIT bytes of it; the
+`kill -9` included. Then the group, and all that left it, is ended. The command's output goes to LOG, at most LIMIT bytes of it; the
 rest is read and dropped, so that a talkative image neither blocks nor fills the disk.
 """
 
@@ -20,12 +20,18 @@ from pathlib import Path
 GRACE_SECONDS = 2.0
 POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def prctl(option: int, value: int) -> None:
+    """Linux's process control; elsewhere nothing, and the closed pipe has to do."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(option, value)
 
 
 def die_with_guard() -> None:
-    """Linux: the kernel ends the command should the guard itself be killed. Elsewhere its closed pipe has to do."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """The kernel ends the command should the guard itself be killed."""
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def signal_group(child: subprocess.Popen[bytes], number: int) -> None:
@@ -33,9 +39,21 @@ def signal_group(child: subprocess.Popen[bytes], number: int) -> None:
         os.killpg(child.pid, number)
 
 
+def end_orphans() -> None:
+    """End and reap what the command left behind, in its group or out of it: all of it is the guard's by now."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    with contextlib.suppress(ChildProcessError, OSError):
+        while True:
+            for pid in children.read_text().split():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(int(pid), signal.SIGKILL)
+            os.waitpid(-1, 0)
+
+
 def main(log: str, limit: int, command: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides, by the pipe; an empty handler is not inherited
         signal.signal(number, lambda *_: None)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
     with Path(log).open("wb", buffering=0) as file:
         try:
             child = subprocess.Popen(
@@ -66,7 +84,8 @@ def main(log: str, limit: int, command: list[str]) -> int:
                 signal_group(child, signal.SIGTERM)
             if deadline is not None and time.monotonic() > deadline:
                 signal_group(child, signal.SIGKILL)
-        signal_group(child, signal.SIGKILL)  # what the command started and left behind
+        signal_group(child, signal.SIGKILL)
+        end_orphans()
         with contextlib.suppress(OSError):
             if output in watched and select.select([output], [], [], 0)[0] and limit:
                 file.write(os.read(output, 65536)[:limit])  # its last words

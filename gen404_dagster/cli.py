@@ -1,0 +1,331 @@
+"""`gen404 ...`: the command line. Each command is thin: it puts parts together and prints.
+
+Errors of ours end in one line and exit code 1; heavy packages are imported by the command that needs them.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gen404_dagster.errors import Gen404Error, OperatorError
+from gen404_dagster.settings import load_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="The 404-GEN competition (Bittensor subnet 17) as a Dagster pipeline. Start with `gen404 simulate`.",
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+WorkdirOption = Annotated[Path, typer.Option(help="Folder of the embedded world and everything made in it.")]
+SeedOption = Annotated[int, typer.Option(help="The world and every round's seed follow from it.")]
+MinersOption = Annotated[int, typer.Option(min=0, max=64, help="How many of the cast take part.")]
+PromptsOption = Annotated[int, typer.Option(min=0, max=512, help="Prompts in a round.")]
+PromptsFrom = Annotated[Path | None, typer.Option(help="Take real pictures of this folder as the pool of prompts.")]
+MinerFrom = Annotated[Path | None, typer.Option(help="Add a miner whose CDN serves the GLB files of this folder.")]
+SkillOption = Annotated[
+    list[str] | None,
+    typer.Option(help="ROLE=SUBMITTED or ROLE=SUBMITTED:IMAGE, each 0 to 1, e.g. best=0.6 or cheater=1:1. Repeatable."),
+]
+
+
+def _parameters(
+    seed: int, miners: int, prompts: int, prompts_from: Path | None, miner_from: Path | None, skill: list[str] | None
+) -> Any:
+    from gen404_dagster.simulation.parameters import WorldParameters, parse_skills
+
+    return WorldParameters(
+        seed=seed,
+        miners=miners,
+        prompts=prompts,
+        prompts_from=str(prompts_from) if prompts_from else None,
+        miner_from=str(miner_from) if miner_from else None,
+        skills=parse_skills(skill or []),
+    )
+
+
+@app.command()
+def simulate(
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds to play.")] = 1,
+    miners: MinersOption = 9,
+    prompts: PromptsOption = 12,
+    seed: SeedOption = 404,
+    workdir: WorkdirOption = Path(".gen404/simulation"),
+    prompts_from: PromptsFrom = None,
+    miner_from: MinerFrom = None,
+    skill: SkillOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Play whole rounds in the embedded world, as fast as the work allows.
+
+    The same sensor and assets as in production, with the clock jumping. Killed at any moment, the same command goes on;
+    a finished workdir shows its result again.
+
+    Example: `gen404 simulate --rounds 3 --seed 7 --workdir /tmp/sim`
+    """
+    from gen404_dagster.simulate import cast_names, show_result
+    from gen404_dagster.simulate import simulate as play
+
+    console = Console(stderr=as_json)
+    parameters = _parameters(seed, miners, prompts, prompts_from, miner_from, skill)
+    result = play(workdir, parameters, rounds, console)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        show_result(workdir.absolute(), load_settings(), rounds, cast_names(workdir), console)
+
+
+@app.command()
+def world(
+    workdir: WorkdirOption = Path(".gen404/world"),
+    miners: MinersOption = 9,
+    prompts: PromptsOption = 12,
+    seed: SeedOption = 404,
+    prompts_from: PromptsFrom = None,
+    miner_from: MinerFrom = None,
+    skill: SkillOption = None,
+    blocks_per_second: Annotated[float, typer.Option(min=0, help="Speed of the chain; 0: it stands still.")] = 0.0,
+) -> None:
+    """Run the embedded world: chain, prompt pictures, miners' CDNs, build registry and object store on one port.
+
+    Example: `gen404 world --workdir /tmp/world --blocks-per-second 10`
+    """
+    from gen404_dagster.simulation.launch import serve_world
+
+    serve_world(workdir, _parameters(seed, miners, prompts, prompts_from, miner_from, skill), blocks_per_second)
+
+
+@app.command()
+def ui(
+    workdir: WorkdirOption = Path(".gen404/ui"),
+    miners: MinersOption = 9,
+    prompts: PromptsOption = 12,
+    seed: SeedOption = 404,
+    blocks_per_second: Annotated[
+        float | None, typer.Option(min=0, help="Speed of the chain. Default: 60, and 0 on a simulated workdir.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
+    host: Annotated[str, typer.Option(help="Address that the Dagster UI listens on.")] = "127.0.0.1",
+) -> None:
+    """Open the Dagster UI on an embedded world whose blocks advance by themselves: the round plays without a click.
+
+    On a workdir of `gen404 simulate` it shows what was played, with the chain standing still.
+
+    Example: `gen404 ui --workdir .gen404/simulation`
+    """
+    from gen404_dagster.simulate import open_ui
+
+    raise typer.Exit(
+        open_ui(workdir, _parameters(seed, miners, prompts, None, None, None), blocks_per_second, host, port)
+    )
+
+
+@app.command()
+def render(
+    files: Annotated[list[Path], typer.Argument(help="GLB files.", exists=True, dir_okay=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="PNG file, or a folder for several. Default: beside each file."),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="Renderer backend.")] = "auto",
+) -> None:
+    """Render 2x2 previews, exactly as a round does.
+
+    Example: `gen404 render model.glb -o preview.png`
+    """
+    from rich.progress import track
+
+    from gen404_dagster.resources.renderer import Renderer
+
+    if output is not None and len(files) > 1 and output.suffix:
+        raise OperatorError(f"-o {output} is a file, but there are {len(files)} models: name a folder")
+    refused = 0
+    console = Console(stderr=True)
+    for file in track(files, "Rendering", console=console, disable=len(files) == 1, transient=True):
+        target = file.with_suffix(".png") if output is None else output
+        if output is not None and (output.is_dir() or not output.suffix):
+            output.mkdir(parents=True, exist_ok=True)
+            target = output / f"{file.stem}.png"
+        try:
+            picture = Renderer(backend).preview(file.read_bytes())
+        except Gen404Error as error:
+            refused += 1
+            console.print(f"{file}: refused: {error}", style="red", highlight=False)
+            continue
+        target.write_bytes(picture)
+        print(target)
+    raise typer.Exit(1 if refused else 0)
+
+
+@app.command()
+def distance(
+    first: Annotated[Path, typer.Argument(help="A picture.", exists=True, dir_okay=False)],
+    second: Annotated[Path, typer.Argument(help="A picture.", exists=True, dir_okay=False)],
+    as_json: JsonFlag = False,
+) -> None:
+    """Cosine distance of two pictures' embeddings: 0 same, 2 opposite.
+
+    Example: `gen404 distance submitted.png regenerated.png`
+    """
+    from gen404_dagster.resources.embedder import make_embedder
+
+    embedder = make_embedder(load_settings())
+    value = _of_pictures(lambda: embedder.distance(first.read_bytes(), second.read_bytes()))
+    if as_json:
+        print(json.dumps({"distance": value, "model": embedder.name, "revision": embedder.revision}))
+    else:
+        print(f"{value:.6f}  {embedder.name} {embedder.revision}")
+
+
+def _of_pictures(work: Any) -> Any:
+    try:
+        return work()
+    except ValueError as error:
+        raise OperatorError(str(error)) from error
+
+
+@app.command()
+def judge(
+    prompt: Annotated[Path, typer.Argument(help="The prompt picture.", exists=True, dir_okay=False)],
+    left: Annotated[Path, typer.Argument(help="Preview of the defender.", exists=True, dir_okay=False)],
+    right: Annotated[Path, typer.Argument(help="Preview of the challenger.", exists=True, dir_okay=False)],
+    seed: Annotated[int, typer.Option(help="Seed that the judge is given.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Judge one duel, as the configured judge decides it.
+
+    Example: `gen404 judge prompt.png left.png right.png --json`
+    """
+    from gen404_dagster.competition.duels import decide_by_penalties
+    from gen404_dagster.resources.embedder import make_embedder
+    from gen404_dagster.resources.judge import Picture, judge_duel, make_judge
+
+    settings = load_settings()
+    chosen = make_judge(settings, make_embedder(settings))
+    pictures = [Picture.of(path.read_bytes()) for path in (prompt, left, right)]
+    judged = _of_pictures(lambda: asyncio.run(judge_duel(chosen, *pictures, seed=seed)))
+    winner = decide_by_penalties(judged.left_penalty, judged.right_penalty, settings.limits)
+    result = {
+        "winner": str(winner),
+        "left_penalty": judged.left_penalty,
+        "right_penalty": judged.right_penalty,
+        "issues": judged.issues,
+    }
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print(f"{winner}: penalties {judged.left_penalty:g} (left), {judged.right_penalty:g} (right). {judged.issues}")
+
+
+@app.command()
+def commitments(
+    dump: Annotated[Path, typer.Argument(help="JSON: {hotkey: [[block, text or 0x-hex], ...]}", exists=True)],
+    first: Annotated[int, typer.Option("--from", help="First block of the window.")] = 0,
+    last: Annotated[int, typer.Option("--to", help="Last block of the window.")] = 2**62,
+    round_name: Annotated[str, typer.Option("--round", help="Name of the round, as submissions carry it.")] = "dump-0",
+    as_json: JsonFlag = False,
+) -> None:
+    """Read a dump of revealed commitments as a round does: submissions, and why the rest is refused.
+
+    Example: `gen404 commitments dump.json --from 100 --to 200 --json`
+    """
+    from gen404_dagster.competition.commitments import collect_submissions
+    from gen404_dagster.competition.models import Schedule
+    from gen404_dagster.resources.dump import read_dump
+
+    settings = load_settings()
+    revealed, unreadable = read_dump(dump.read_bytes())
+    window = Schedule(earliest_reveal_block=first, latest_reveal_block=last, generation_deadline_block=last)
+    collected = collect_submissions(
+        revealed,
+        window,
+        round_name,
+        allow_http=settings.allow_private_network,
+        max_chars=settings.limits.max_commitment_chars,
+    )
+    refused = unreadable | collected.refused
+    submissions = {hotkey: entry.model_dump(mode="json") for hotkey, entry in collected.submissions.items()}
+    if as_json:
+        print(json.dumps({"submissions": submissions, "refused": refused}, indent=2))
+        return
+    table = Table(
+        "hotkey", "block", "repo", "commit", "cdn", title=f"{len(submissions)} submissions", title_justify="left"
+    )
+    for hotkey, entry in collected.submissions.items():
+        table.add_row(hotkey, str(entry.revealed_at_block), entry.repo, entry.commit[:10], entry.cdn_url)
+    Console().print(table)
+    for hotkey, reason in refused.items():
+        print(f"refused {hotkey}: {reason}")
+
+
+@app.command()
+def fetch(
+    url: Annotated[str, typer.Argument(help="Address of a file.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to put it. Default: the name in the URL.")
+    ] = None,
+) -> None:
+    """Fetch a file through the guarded downloader, as a round does.
+
+    Example: `gen404 fetch https://cdn.example.org/model.glb -o model.glb`
+    """
+    from gen404_dagster.resources.cdn import download_file
+
+    settings = load_settings()
+    target = output or Path(url.rstrip("/").rsplit("/", 1)[-1] or "download")
+    limits = settings.limits.model_copy(update={"download_jitter_seconds": 0.0})
+    stored = download_file(url, target, limits, settings.allow_private_network)
+    print(f"{target}  {stored.size} bytes  sha256 {stored.sha256}")
+
+
+@app.command()
+def doctor(as_json: JsonFlag = False) -> None:
+    """Show what is configured, what answers, and what is missing.
+
+    Example: `GEN404_ENV_FILE=.gen404/simulation/gen404.env gen404 doctor`
+    """
+    from gen404_dagster.doctor import examine
+
+    findings = examine(load_settings())
+    if as_json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        table = Table("part", "state", "detail")
+        for finding in findings:
+            style = "green" if finding.good else "red"
+            table.add_row(finding.part, f"[{style}]{'ok' if finding.good else 'missing'}[/]", finding.detail)
+        Console().print(table)
+    raise typer.Exit(0 if all(finding.good for finding in findings) else 1)
+
+
+def main() -> None:
+    """Console script: one-line errors, exit code 0 only on success."""
+    if shutil.which("git") is None:
+        _fail("git is not installed: `apt install git`")
+    try:
+        app()
+    except Gen404Error as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(message: str) -> None:
+    print(f"gen404: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""A docker image that behaves as a test wants it to: `python image_server.py PLAN PORT`.
+
+PLAN is a JSON file: a list with the behaviour of each pod, in the order they start (the last one goes on). Beside it
+lie `<n>.pid` and `<n>.jsonl`, what pod n was asked. A behaviour: {"seconds", "body_seconds", "warm_up", "mode", "only"}.
+`mode` is what it does wrong: to every prompt, or to those in `only`.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+plan = Path(sys.argv[1])
+started = time.monotonic()
+
+
+def claim() -> int:
+    """Which pod of the plan this is."""
+    index = 0
+    while True:
+        try:
+            with (plan.parent / f"{index}.pid").open("x") as file:
+                file.write(str(os.getpid()))
+            return index
+        except FileExistsError:
+            index += 1
+
+
+index = claim()
+behaviours = json.loads(plan.read_text())
+behaviour = behaviours[min(index, len(behaviours) - 1)]
+generating = 0
+
+
+def note(**entry: object) -> None:
+    with (plan.parent / f"{index}.jsonl").open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+async def health(request: Request) -> Response:
+    warm = time.monotonic() - started >= behaviour.get("warm_up", 0)
+    return PlainTextResponse("ok" if warm else "warming up", 200 if warm else 503)
+
+
+async def body(stem: str, seed: str, mode: str) -> AsyncIterator[bytes]:
+    yield b"junk" if mode == "garbage" else b"glTF"
+    await asyncio.sleep(behaviour.get("body_seconds", 0))
+    if mode == "oversize":
+        for _ in range(64):
+            yield bytes(65536)
+    if mode == "cut":
+        raise ConnectionResetError
+    if mode == "stall":
+        await asyncio.sleep(60)
+    yield f"{stem}/{seed}".encode()
+
+
+async def generate(request: Request) -> Response:
+    global generating
+    async with request.form() as form:
+        upload, seed = form["prompt_image_file"], str(form["seed"])
+        picture = await upload.read()  # type: ignore[union-attr]
+    stem = upload.filename.split(".")[0]  # type: ignore[union-attr]
+    generating += 1
+    note(stem=stem, picture=len(picture), type=upload.content_type, at_once=generating)  # type: ignore[union-attr]
+    try:
+        mode = behaviour.get("mode", "") if stem in behaviour.get("only", [stem]) else ""
+        if mode == "crash":
+            os._exit(3)
+        await asyncio.sleep(60 if mode == "hang" else behaviour.get("seconds", 0.01))
+    finally:
+        generating -= 1
+    if mode == "500":
+        return PlainTextResponse("out of memory", 500)
+    if mode == "redirect":
+        return Response(status_code=302, headers={"location": "/health"})
+    if mode == "empty":
+        return Response(b"")
+    if mode == "compressed":
+        return Response(b"glTF", headers={"content-encoding": "gzip"})
+    return StreamingResponse(body(stem, seed, mode), media_type="model/gltf-binary")
+
+
+async def end_with_parent() -> None:
+    await asyncio.to_thread(sys.stdin.buffer.read)
+    os._exit(0)
+
+
+async def main() -> None:
+    app = Starlette(routes=[Route("/health", health), Route("/generate", generate, methods=["POST"])])
+    leash = asyncio.create_task(end_with_parent())
+    await uvicorn.Server(uvicorn.Config(app, "127.0.0.1", int(sys.argv[2]), log_level="critical")).serve()
+    leash.cancel()
+
+
+asyncio.run(main())

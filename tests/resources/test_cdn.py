@@ -1,0 +1,554 @@
+"""The guarded downloader against a real server that misbehaves, on loopback."""
+
+import asyncio
+import ipaddress
+import random
+import resource
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gen404_dagster.competition.limits import Limits
+from gen404_dagster.errors import MinerFault, OperatorError, Unavailable
+from gen404_dagster.resources.cdn import Downloads, download_file, is_refused
+from gen404_dagster.resources.object_store import LocalObjectStore
+
+Answer = Callable[[asyncio.StreamWriter], Awaitable[object]]
+
+LIMITS = Limits(
+    download_jitter_seconds=0,
+    download_retry_seconds=0,
+    download_stall_seconds=0.4,
+    download_timeout_seconds=5,
+    max_file_bytes=256 * 1024,
+)
+
+
+class Miner:
+    """A CDN: answers by path, each a function that writes to the socket as it likes. Counts what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[Answer]] = {}
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.at_once = self.most_at_once = 0
+        self.port = 0
+
+    def url(self, path: str, host: str = "127.0.0.1", scheme: str = "http") -> str:
+        return f"{scheme}://{host}:{self.port}{path}"
+
+    def asked(self, path: str) -> int:
+        return sum(1 for asked, _ in self.requests if asked == path)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            first, *lines = head.strip().split("\r\n")
+            path = first.split(" ")[1]
+            self.requests.append((path, {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}))
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            answers = self.answers[path]
+            await (answers.pop(0) if len(answers) > 1 else answers[0])(writer)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self.at_once -= 1
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(context: ssl.SSLContext | None = None, **answers: list[Answer] | Answer) -> AsyncIterator[Miner]:
+    miner = Miner()
+    miner.answers = {f"/{path}": given if isinstance(given, list) else [given] for path, given in answers.items()}
+    server = await asyncio.start_server(miner.serve, "127.0.0.1", 0, ssl=context)
+    miner.port = server.sockets[0].getsockname()[1]
+    try:
+        yield miner
+    finally:
+        server.close()
+
+
+def sends(*parts: bytes | float) -> Answer:
+    """Write bytes, pause for numbers."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        for part in parts:
+            if isinstance(part, bytes):
+                writer.write(part)
+                await writer.drain()
+            else:
+                await asyncio.sleep(part)
+
+    return answer
+
+
+def page(status: str, body: bytes = b"", **headers: str) -> Answer:
+    lines = [
+        f"HTTP/1.1 {status}",
+        f"Content-Length: {len(body)}",
+        *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items()),
+    ]
+    return sends("\r\n".join([*lines, "Connection: close", "", ""]).encode() + body)
+
+
+def endless(writer_part: bytes, pause: float, headers: str = "") -> Answer:
+    """A body without an end, and without a length unless `headers` claim one."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 200 OK\r\n{headers}Connection: close\r\n\r\n".encode())
+        for _ in range(100_000):
+            writer.write(writer_part)
+            await writer.drain()
+            await asyncio.sleep(pause)
+
+    return answer
+
+
+OK = page("200 OK", b"glTF-bytes", Content_Type="model/gltf-binary")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalObjectStore:
+    return LocalObjectStore(tmp_path / "store", "https://cdn.example.org")
+
+
+def left_over(store: LocalObjectStore) -> list[str]:
+    return [*store.list(), *(path.name for path in store.root.glob(".partial/*"))]
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 60))
+
+
+async def fault_of(
+    store: LocalObjectStore, url: str, limits: Limits = LIMITS, allow_private_network: bool = True
+) -> str:
+    """The reason for which a download failed; nothing may be left of it."""
+    async with Downloads(limits, allow_private_network) as downloads:
+        with pytest.raises(MinerFault) as caught:
+            await downloads.fetch(url, store, "a.glb")
+    assert left_over(store) == []
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_file_is_stored_whole(store: LocalObjectStore) -> None:
+    body = random.Random(1).randbytes(200_000)
+
+    async def test() -> None:
+        async with serving(file=page("200 OK", body)) as miner, Downloads(LIMITS, True) as downloads:
+            stored = await downloads.fetch(miner.url("/file"), store, "rounds/1/5ABC/submitted/p.glb")
+            assert (stored.size, stored.content_type) == (200_000, "model/gltf-binary")
+            assert store.read(stored.key) == body
+            ((_, headers),) = miner.requests
+            assert headers["accept-encoding"] == "identity"
+            assert headers["host"] == f"127.0.0.1:{miner.port}"
+
+    run(test())
+
+
+def test_what_is_stored_is_not_fetched_again(store: LocalObjectStore) -> None:
+    async def test() -> None:
+        async with serving(file=[page("200 OK", b"first"), page("200 OK", b"second")]) as miner:
+            async with Downloads(LIMITS, True) as downloads:
+                first = await downloads.fetch(miner.url("/file"), store, "a.glb")
+                assert await downloads.fetch(miner.url("/file"), store, "a.glb") == first
+            assert len(miner.requests) == 1
+
+    run(test())
+
+
+def test_a_second_try_succeeds(store: LocalObjectStore) -> None:
+    """404, a dropped connection, a stall: each may be an accident."""
+    accidents = [
+        page("404 Not Found"),
+        page("503 Busy"),
+        sends(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhalf"),
+        sends(1.0),
+    ]
+
+    async def test() -> None:
+        for number, accident in enumerate(accidents):
+            async with serving(file=[accident, OK]) as miner, Downloads(LIMITS, True) as downloads:
+                await downloads.fetch(miner.url("/file"), store, f"{number}.glb")
+                assert store.read(f"{number}.glb") == b"glTF-bytes"
+                assert miner.asked("/file") == 2
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "tries"),
+    [
+        (page("404 Not Found"), "HTTP 404", 2),
+        (page("500 <script>\x1b[31m"), "HTTP 500", 2),
+        (page("204 No Content"), "HTTP 204", 2),
+        (page("206 Partial", b"x"), "HTTP 206", 2),
+        (page("302 Found", Location="http://169.254.169.254/latest/meta-data"), "redirect refused", 2),
+        (page("200 OK", b"\x1f\x8b", Content_Encoding="gzip"), "sent in an encoding that was not asked for", 2),
+        (sends(b"HTTP/1.1 200 OK\r\nContent-Length: 262145\r\n\r\n"), "larger than 0.2 MiB", 1),
+        (sends(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999\r\n\r\n"), "broken HTTP answer", 2),
+        (endless(b"x" * 65536, 0), "larger than 0.2 MiB", 1),
+        (endless(b"10000\r\n" + b"x" * 65536 + b"\r\n", 0, "Transfer-Encoding: chunked\r\n"), "larger than 0.2 MiB", 1),
+        (sends(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\nshort"), "connection closed early", 2),
+        (sends(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", 9.0), "stalled for 0.4 s", 2),
+        (sends(9.0), "stalled for 0.4 s", 2),
+        (sends(b"HTTP/1.1 200"), "broken HTTP answer", 2),
+        (sends(b"\x00\xff" * 1000), "broken HTTP answer", 2),
+        (sends(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 50_000), "broken HTTP answer", 2),
+        (sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"), "broken HTTP answer", 2),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named_in_a_line(store: LocalObjectStore, answer: Answer, reason: str, tries: int) -> None:
+    async def test() -> None:
+        async with serving(file=answer) as miner:
+            assert await fault_of(store, miner.url("/file")) == reason
+            assert miner.asked("/file") == tries
+
+    run(test())
+
+
+def test_a_body_longer_than_its_stated_length_is_cut_there(store: LocalObjectStore) -> None:
+    async def test() -> None:
+        lying = sends(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n" + b"glTF" + b"more" * 100_000)
+        async with serving(file=lying) as miner, Downloads(LIMITS, True) as downloads:
+            assert (await downloads.fetch(miner.url("/file"), store, "a.glb")).size == 4
+
+    run(test())
+
+
+@pytest.mark.parametrize("headers", ["", "Content-Length: 200000\r\n"])
+def test_a_trickle_ends_at_the_total_time(store: LocalObjectStore, headers: str) -> None:
+    async def test() -> None:
+        limits = LIMITS.model_copy(update={"download_timeout_seconds": 0.6})
+        async with serving(file=endless(b"x", 0.05, headers)) as miner:
+            start = time.monotonic()
+            assert await fault_of(store, miner.url("/file"), limits) == "not complete after 0.6 s"
+            assert time.monotonic() - start < 3
+            assert miner.asked("/file") == 1
+
+    run(test())
+
+
+def test_a_trickle_of_headers_ends_at_the_total_time(store: LocalObjectStore) -> None:
+    async def test() -> None:
+        limits = LIMITS.model_copy(update={"download_timeout_seconds": 0.6})
+        parts = [part for _ in range(100) for part in (b"X: y\r\n", 0.05)]
+        async with serving(file=sends(b"HTTP/1.1 200 OK\r\n", *parts)) as miner:
+            assert await fault_of(store, miner.url("/file"), limits) == "not complete after 0.6 s"
+
+    run(test())
+
+
+def test_a_port_where_nobody_listens(store: LocalObjectStore) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/x"
+        assert asyncio.run(fault_of(store, url)) == "connection refused"
+
+
+def test_a_name_that_does_not_exist(store: LocalObjectStore) -> None:
+    for host in ("does-not-exist.invalid", "a" * 64 + ".invalid", "xn--a.invalid"):
+        assert asyncio.run(fault_of(store, f"https://{host}/x")) in ("host not found", "not a URL")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1", "127.1", "0.0.0.0"])  # fmt: skip
+def test_our_own_network_is_refused_under_every_name(store: LocalObjectStore, host: str) -> None:
+    async def test() -> None:
+        async with serving(file=OK) as miner:
+            reason = await fault_of(store, miner.url("/file", host, "https"), allow_private_network=False)
+            assert reason.startswith("refused address ")
+            assert miner.requests == []
+
+    run(test())
+
+
+@pytest.mark.parametrize("allow_private_network", [False, True])
+def test_metadata_services_are_refused_even_in_simulations(
+    store: LocalObjectStore, allow_private_network: bool
+) -> None:
+    reason = asyncio.run(
+        fault_of(store, "https://169.254.169.254/latest/meta-data", allow_private_network=allow_private_network)
+    )
+    assert reason == "refused address 169.254.169.254"
+
+
+@pytest.mark.parametrize(
+    ("address", "public", "private"),
+    [
+        ("1.1.1.1", True, True),
+        ("2606:4700::1111", True, True),
+        ("::ffff:1.1.1.1", True, True),
+        ("127.0.0.1", False, True),
+        ("127.255.1.2", False, True),
+        ("::1", False, True),
+        ("::ffff:127.0.0.1", False, True),
+        ("10.1.2.3", False, True),
+        ("192.168.1.1", False, True),
+        ("172.16.0.1", False, True),
+        ("fd00:ec2::254", False, True),
+        ("::ffff:10.0.0.1", False, True),
+        ("2002:7f00:1::", False, True),
+        ("64:ff9b::a00:1", False, True),
+        ("100.64.0.1", False, False),
+        ("100.100.100.200", False, False),
+        ("168.63.129.16", False, False),
+        ("169.254.169.254", False, False),
+        ("::ffff:169.254.169.254", False, False),
+        ("64:ff9b::a9fe:a9fe", False, False),
+        ("64:ff9b:1::1", False, False),
+        ("fe80::1", False, False),
+        ("fe80::1%eth0", False, False),
+        ("fec0::1", False, False),
+        ("0.0.0.0", False, False),
+        ("::", False, False),
+        ("::127.0.0.1", False, False),
+        ("224.0.0.1", False, False),
+        ("ff02::1", False, False),
+        ("240.0.0.1", False, False),
+        ("255.255.255.255", False, False),
+    ],
+)
+def test_which_addresses_are_talked_to(address: str, public: bool, private: bool) -> None:
+    parsed = ipaddress.ip_address(address)
+    assert (not is_refused(parsed, False), not is_refused(parsed, True)) == (public, private)
+
+
+@pytest.mark.parametrize(
+    ("url", "allow_private_network", "reason"),
+    [
+        ("http://example.org/x", False, "only https is fetched"),
+        ("ftp://example.org/x", True, "only https is fetched"),
+        ("file:///etc/passwd", True, "only https is fetched"),
+        ("/etc/passwd", True, "only https is fetched"),
+        ("", False, "only https is fetched"),
+        ("https://user:password@example.org/x", False, "URL with credentials"),
+        ("https://user@example.org/x", False, "URL with credentials"),
+        ("https:///x", False, "not a URL"),
+        ("https://example.org:port/x", False, "not a URL"),
+        ("https://example.org/\n", False, "not a URL"),
+        ("https://[::1", False, "not a URL"),
+        ("https://" + "x" * 3000, False, "URL longer than 2048 characters"),
+    ],
+)
+def test_addresses_that_are_not_asked(
+    store: LocalObjectStore, url: str, allow_private_network: bool, reason: str
+) -> None:
+    assert asyncio.run(fault_of(store, url, allow_private_network=allow_private_network)) == reason
+
+
+def test_one_private_address_among_public_ones_refuses_the_name(
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 443)) for ip in ("1.1.1.1", "10.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
+    assert asyncio.run(fault_of(store, "https://cdn.test/x", allow_private_network=False)) == "refused address 10.0.0.1"
+
+
+def test_a_name_that_changes_its_address_gains_nothing(
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each connection resolves once, and goes to the address that was checked."""
+    answers = ["127.0.0.1", "169.254.169.254", "169.254.169.254"]
+
+    def rebinding(host: str, port: int, **_: object) -> list[object]:
+        assert host == "cdn.test"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answers.pop(0), port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+
+    async def test() -> None:
+        async with serving(file=OK) as miner:
+            async with Downloads(LIMITS, True) as downloads:
+                stored = await downloads.fetch(miner.url("/file", "cdn.test"), store, "first.glb")
+                assert stored.size == 10
+                assert miner.requests[0][1]["host"] == f"cdn.test:{miner.port}"
+                with pytest.raises(MinerFault, match="refused address 169"):
+                    await downloads.fetch(miner.url("/file", "cdn.test"), store, "second.glb")
+            assert len(miner.requests) == 1
+
+    run(test())
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificate and key for the name localhost, in one file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command to make a certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    both = folder / "both.pem"
+    both.write_bytes((folder / "key.pem").read_bytes() + (folder / "cert.pem").read_bytes())
+    return both
+
+
+def test_https_asks_for_the_name_and_checks_the_certificate(store: LocalObjectStore, certificate: Path) -> None:
+    names: list[str | None] = []
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate)
+    server.sni_callback = lambda _, name, __: names.append(name)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+
+    async def test() -> None:
+        async with serving(server, file=OK) as miner:
+            url = miner.url("/file", "localhost", "https")
+            async with Downloads(LIMITS, True, ssl_context=trusting) as downloads:
+                await downloads.fetch(url, store, "a.glb")
+                assert names == ["localhost"]
+                with pytest.raises(MinerFault, match="TLS certificate refused"):
+                    await downloads.fetch(miner.url("/file", "127.0.0.1", "https"), store, "b.glb")
+            async with Downloads(LIMITS, True) as downloads:
+                with pytest.raises(MinerFault, match="TLS certificate refused"):
+                    await downloads.fetch(url, store, "b.glb")
+            assert miner.asked("/file") == 1
+
+    run(test())
+
+
+def test_slots_are_shared_and_jitter_takes_none(store: LocalObjectStore) -> None:
+    async def test() -> None:
+        slow = sends(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\n", 0.05, b"x")
+        limits = LIMITS.model_copy(update={"download_concurrency": 3, "download_jitter_seconds": 0.5})
+        async with serving(file=slow) as miner, Downloads(limits, True, random.Random(1)) as downloads:
+            start = time.monotonic()
+            await asyncio.gather(*(downloads.fetch(miner.url("/file"), store, f"{n}.glb") for n in range(24)))
+            assert miner.most_at_once <= 3
+            assert time.monotonic() - start < 4, "24 pauses of 0.25 s pass side by side"
+
+    run(test())
+
+
+def test_jitter_is_drawn_from_the_given_source(store: LocalObjectStore) -> None:
+    class Recorded(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            drawn.append((a, b))
+            return 0.0
+
+    drawn: list[tuple[float, float]] = []
+
+    async def test() -> None:
+        limits = LIMITS.model_copy(update={"download_jitter_seconds": 300.0})
+        async with serving(file=OK) as miner, Downloads(limits, True, Recorded()) as downloads:
+            await downloads.fetch(miner.url("/file"), store, "a.glb")
+            await downloads.fetch_bytes(miner.url("/file"), 100)
+            assert drawn == [(0, 300.0)]
+
+    run(test())
+
+
+def test_memory_is_bounded_however_large_the_file(store: LocalObjectStore) -> None:
+    size = 24 * 1024**2
+    limits = LIMITS.model_copy(update={"max_file_bytes": size, "download_timeout_seconds": 50})
+
+    async def test() -> None:
+        body = sends(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode(), *[b"x" * 65536] * (size // 65536))
+        async with serving(file=body) as miner, Downloads(limits, True) as downloads:
+            tracemalloc.start()
+            try:
+                assert (await downloads.fetch(miner.url("/file"), store, "a.glb")).size == size
+                assert tracemalloc.get_traced_memory()[1] < 12 * 1024**2
+            finally:
+                tracemalloc.stop()
+
+    run(test())
+
+
+def test_prompt_pictures_come_as_bytes() -> None:
+    async def test() -> None:
+        small, gone = page("200 OK", b"png"), page("404 No")
+        async with serving(small=small, gone=gone) as miner, Downloads(LIMITS, True) as downloads:
+            assert await downloads.fetch_bytes(miner.url("/small"), 3) == b"png"
+            with pytest.raises(MinerFault, match=r"larger than 0\.0 MiB"):
+                await downloads.fetch_bytes(miner.url("/small"), 2)
+            with pytest.raises(MinerFault, match="HTTP 404"):
+                await downloads.fetch_bytes(miner.url("/gone"), 2)
+
+    run(test())
+
+
+def test_a_cancelled_download_leaves_nothing(store: LocalObjectStore) -> None:
+    async def test() -> None:
+        async with serving(file=endless(b"x" * 1000, 0.02)) as miner, Downloads(LIMITS, True) as downloads:
+            task = asyncio.create_task(downloads.fetch(miner.url("/file"), store, "a.glb"))
+            await asyncio.sleep(0.2)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert left_over(store) == []
+
+    run(test())
+
+
+def test_no_cookie_is_kept_between_requests(store: LocalObjectStore) -> None:
+    async def test() -> None:
+        baking = page("200 OK", b"x", Set_Cookie="track=me; Path=/")
+        async with serving(file=baking) as miner, Downloads(LIMITS, True) as downloads:
+            for key in ("a.glb", "b.glb"):
+                await downloads.fetch(miner.url("/file"), store, key)
+            assert all("cookie" not in headers for _, headers in miner.requests)
+
+    run(test())
+
+
+def test_a_proxy_of_the_environment_is_not_used(store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy would resolve names itself, unguarded."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    async def test() -> None:
+        async with serving(file=OK) as miner, Downloads(LIMITS, True) as downloads:
+            assert (await downloads.fetch(miner.url("/file"), store, "a.glb")).size == 10
+
+    run(test())
+
+
+def test_one_file_is_downloaded_for_the_command_line(tmp_path: Path) -> None:
+    """`download_file` runs a loop of its own, so the server runs in a thread."""
+
+    async def test() -> None:
+        async with serving(file=OK, gone=page("404 No")) as miner:
+            target = tmp_path / "out.glb"
+            limits = LIMITS.model_copy(update={"download_jitter_seconds": 300.0})
+            stored = await asyncio.to_thread(download_file, miner.url("/file"), target, limits, True)
+            assert (stored.size, stored.content_type) == (10, "model/gltf-binary")
+            assert target.read_bytes() == b"glTF-bytes"
+            with pytest.raises(MinerFault, match="HTTP 404"):
+                await asyncio.to_thread(download_file, miner.url("/gone"), target, limits, True)
+            assert target.read_bytes() == b"glTF-bytes"
+            with pytest.raises(OperatorError, match="cannot be written"):
+                await asyncio.to_thread(download_file, miner.url("/file"), tmp_path / "no" / "folder", limits, True)
+
+    run(test())
+    assert [path.name for path in tmp_path.iterdir()] == ["out.glb"]
+
+
+def test_too_many_open_files_here_is_not_the_miner_s_fault() -> None:
+    async def test() -> None:
+        async with Downloads(LIMITS, True) as downloads:
+            with pytest.raises(MinerFault, match="connection refused"):
+                await downloads.fetch_bytes("http://127.0.0.1:9/x", 100)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                with pytest.raises(Unavailable, match="no more connections can be opened here"):
+                    await downloads.fetch_bytes("http://127.0.0.1:9/x", 100)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    run(test())
