@@ -390,8 +390,8 @@ class OpenAIJudge:
                     pause = wait * random.uniform(0.9, 1.1) if error.after is None else error.after
                     await asyncio.sleep(min(pause, self._longest_wait))
         tries = len(self._waits) + 1
-        # Not `from` the last error: tracebacks are stored, and a server may repeat the key in what it says.
-        raise JudgeUnavailable(f"judge {self._model} at {self._base_url}: {fault} ({tries} tries)") from None
+        # Outside of `except`: tracebacks are stored, and what a server says may repeat the key.
+        raise JudgeUnavailable(f"judge {self._model} at {self._base_url}: {fault} ({tries} tries)")
 
     async def _once(self, client: "AsyncOpenAI", messages: list[Any], seed: int) -> str:
         import openai
@@ -438,8 +438,7 @@ class OpenAIJudge:
         return str(_one_line(re.sub(r"data:[\w/+.-]+;base64,\S+", "data:...", text)))[:300]
 
     def _client(self) -> "AsyncOpenAI":
-        import httpx
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         return AsyncOpenAI(
             base_url=self._base_url,
@@ -447,7 +446,7 @@ class OpenAIJudge:
             max_retries=0,  # ours are bounded, and say so
             timeout=self._timeout,
             # Redirects are not followed: the key is for this address.
-            http_client=httpx.AsyncClient(verify=self._tls, timeout=self._timeout, follow_redirects=False),
+            http_client=DefaultAsyncHttpxClient(verify=self._tls, timeout=self._timeout, follow_redirects=False),
         )
 
     @cached_property
@@ -516,10 +515,11 @@ def _retry_after(headers: Any) -> float | None:
 def _text_of(completion: Any) -> str:
     """What the model said. The client does not check what it is sent: nothing here is taken for granted."""
     choices = getattr(completion, "choices", None)
-    message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = getattr(choice, "message", None)
     if message is None:
         raise _TryAgain("not an answer of this API: no choices in it")
-    reason = getattr(choices[0], "finish_reason", None)
+    reason = getattr(choice, "finish_reason", None)
     if getattr(message, "refusal", None) or reason == "content_filter":
         raise _NoAnswer("it refused to answer")
     if reason == "length":

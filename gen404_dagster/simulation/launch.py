@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -97,11 +98,15 @@ def serve_world(
     parameters: WorldParameters,
     blocks_per_second: float = 0.0,
     end_with_stdin: bool = False,
+    on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve the world of a workdir in the foreground. Raises OperatorError when it cannot be started."""
+    """Serve the world of a workdir in the foreground; `on_ready` is told its address.
+
+    Raises OperatorError when it cannot be started.
+    """
     from gen404_dagster.simulation.world import run_world
 
-    run_world(workdir, parameters, blocks_per_second, end_with_stdin)
+    run_world(workdir, parameters, blocks_per_second, end_with_stdin, on_ready)
 
 
 def start_world(workdir: Path | str, parameters: WorldParameters, blocks_per_second: float = 0.0) -> World:

@@ -6,7 +6,6 @@ prompt's view, and its errors by skill. Does not: procedural objects (`objects`)
 
 import hashlib
 import io
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +51,9 @@ def relief(
     from PIL import Image, ImageFilter
 
     lack = 1.0 - min(max(skill, 0.0), 1.0)
-    texture, mask = _cut_out(data)
-    errors = generator("relief", simulation_seed, hashlib.sha256(data).hexdigest(), round_seed)
+    digest = hashlib.sha256(data).hexdigest()
+    texture, mask = _cut_out_once(data, digest)
+    errors = generator("relief", simulation_seed, digest, round_seed)
     wobble = generator("quiet", 0) if noise is None else generator("noise", *noise)
     quiet = 0.0 if noise is None else 1.0
 
@@ -85,7 +85,21 @@ def relief(
     )
 
 
-@lru_cache(maxsize=32)
+_CUT_OUTS: dict[str, tuple[NDArray[np.uint8], Array]] = {}
+MAX_CUT_OUTS = 48
+
+
+def _cut_out_once(data: bytes, digest: str) -> tuple[NDArray[np.uint8], Array]:
+    """`_cut_out`, remembered without the picture's bytes: a pool of large pictures must not stay in memory."""
+    found = _CUT_OUTS.get(digest)
+    if found is None:
+        found = _cut_out(data)
+        if len(_CUT_OUTS) >= MAX_CUT_OUTS:
+            _CUT_OUTS.clear()
+        _CUT_OUTS[digest] = found
+    return found
+
+
 def _cut_out(data: bytes) -> tuple[NDArray[np.uint8], Array]:
     """Texture [H, W, 3] and how much each pixel belongs to the object [H, W], cropped to the object.
 
@@ -108,7 +122,7 @@ def _cut_out(data: bytes) -> tuple[NDArray[np.uint8], Array]:
     left, right = int(used_columns[0]), int(used_columns[-1]) + 1
     texture, mask = picture[top:bottom, left:right], mask[top:bottom, left:right]
     # A sliver is thickened: a surface needs some pixels both ways.
-    thicker = [max(1, -(-MIN_SIDE // side)) for side in mask.shape]
+    thicker = [max(1, -(-MIN_SIDE // side)) for side in (bottom - top, right - left)]
     texture = texture.repeat(thicker[0], axis=0).repeat(thicker[1], axis=1)
     return np.ascontiguousarray(texture), mask.repeat(thicker[0], axis=0).repeat(thicker[1], axis=1)
 

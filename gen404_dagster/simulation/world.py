@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +264,7 @@ def run_world(
     parameters: WorldParameters,
     blocks_per_second: float = 0.0,
     end_with_stdin: bool = False,
+    on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Open, or re-open, the world of a workdir and serve it in the foreground.
 
@@ -298,6 +299,8 @@ def run_world(
         world = EmbeddedWorld(workdir, record, pool)
         if blocks_per_second > 0:
             threading.Thread(target=world.pass_time, args=(blocks_per_second,), name="time", daemon=True).start()
+        if on_ready:
+            on_ready(f"http://127.0.0.1:{record.port}")
         serve(world.application(), listener, end_with_stdin=end_with_stdin)
     finally:
         lock.release()

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from gen404_dagster.simulation.launch import World, WorldParameters, start_world
+from gen404_dagster.simulation.prompts import draw_object
 from gpu_kernels import load_glb, render_view, write_glb
 
 Git = Callable[..., str]
@@ -61,8 +62,10 @@ def picture(world: World, stem: str) -> bytes:
     return (world.workdir.prompts / f"{stem}.png").read_bytes()
 
 
-def view(data: bytes) -> list[list[list[float]]]:
-    return render_view(load_glb(data), 24, 15, 96).astype(float)  # type: ignore[return-value]
+def apart(a: bytes, b: bytes) -> float:
+    """Mean difference of two models' pictures, of 255."""
+    first, second = (render_view(load_glb(data), 24, 15, 96).astype(float) for data in (a, b))
+    return float(abs(first - second).mean())
 
 
 def test_an_honest_image_makes_nearly_what_was_submitted(
@@ -74,7 +77,7 @@ def test_an_honest_image_makes_nearly_what_was_submitted(
             answer = generate(url, picture(world, stem))
             assert answer.headers["content-type"] == "model/gltf-binary"
             assert answer.content != submitted
-            assert abs(view(answer.content) - view(submitted)).mean() < 1.5  # type: ignore[operator]
+            assert apart(answer.content, submitted) < 1.5
             assert generate(url, picture(world, stem)).content == answer.content
             assert generate(url, picture(world, stem), seed=78).content != answer.content
 
@@ -84,7 +87,7 @@ def test_the_cheaters_image_makes_something_else(world: World, stems: list[str],
         for stem in stems[:3]:
             submitted = httpx.get(f"{world.url}/cdn/{hotkeys['cheater']}/{stem}.glb").content
             made = generate(url, picture(world, stem)).content
-            assert abs(view(made) - view(submitted)).mean() > 3  # type: ignore[operator]
+            assert apart(made, submitted) > 3
 
 
 def test_the_first_leaders_image_is_in_the_opening_commit(world: World, stems: list[str], git: Git) -> None:
@@ -151,3 +154,20 @@ def test_a_folders_files_are_made_again_in_other_bytes(
             made = generate(url, picture(world, stems[2])).content
         assert made != content
         assert (load_glb(made).positions == load_glb(content).positions).all()
+
+
+def test_a_real_picture_becomes_nearly_the_same_relief_twice(
+    tmp_path: Path, open_round: Callable[[World], list[str]]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number in range(2):
+        (tmp_path / "pictures" / f"{number}.png").write_bytes(draw_object(9, number))
+    parameters = WorldParameters(miners=1, prompts_from=str(tmp_path / "pictures"))
+    with start_world(tmp_path / "W", parameters) as world:
+        stems = open_round(world)
+        with running_image(world, image_of(world, "best")) as (url, _):
+            made = [generate(url, picture(world, stem)).content for stem in stems]
+        hotkey = world.cast()[0]["hotkey"]
+        served = [httpx.get(f"{world.url}/cdn/{hotkey}/{stem}.glb").content for stem in stems]
+        assert made[0] != served[0]
+        assert apart(made[0], served[0]) < 1.5 < apart(served[0], served[1])
