@@ -2,7 +2,7 @@
 
 Prints the tables and writes them to docs/calibration.md:
 
-    python benchmarks/calibration.py [--objects 60] [--pictures FOLDER] [-o docs/calibration.md]
+    python benchmarks/calibration.py [--objects 40] [--pictures FOLDER] [-o docs/calibration.md]
 
 Belongs here: pairs of skills and their rates, distances and the limit that parts them. Does not: how fast anything is.
 Equal arguments on one machine give equal tables.
@@ -128,7 +128,7 @@ def distance_table(honest: Distances, cheats: Distances, others: Sequence[float]
 
 
 def recommended(honest: Distances, cheats: Distances) -> float:
-    """A limit between all honest regenerations and the cast's cheater: the geometric middle of the two, to 2 digits."""
+    """A limit between all honest regenerations and the cast's cheater: the geometric middle of the two, to one digit."""
     most_honest = max(max(values) for values in honest.values())
     cheater = float(np.quantile(cheats["submitted 1.0, image makes 0.35"], 0.05))
     return float(f"{np.sqrt(most_honest * cheater):.1g}")
@@ -174,7 +174,7 @@ def report(arguments: argparse.Namespace) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Calibrate the embedded judge and the embedder.")
-    parser.add_argument("--objects", type=int, default=60)
+    parser.add_argument("--objects", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=Path, help="folder of real prompt pictures to measure as well")
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent.parent / "docs" / "calibration.md")

@@ -211,8 +211,8 @@ def judge(
 
     settings = load_settings()
     chosen = make_judge(settings, make_embedder(settings))
-    pictures = [Picture.of(path.read_bytes()) for path in (prompt, left, right)]
-    judged = _of_pictures(lambda: asyncio.run(judge_duel(chosen, *pictures, seed=seed)))
+    asked, first, second = (Picture.of(path.read_bytes()) for path in (prompt, left, right))
+    judged = _of_pictures(lambda: asyncio.run(judge_duel(chosen, asked, first, second, seed)))
     winner = decide_by_penalties(judged.left_penalty, judged.right_penalty, settings.limits)
     result = {
         "winner": str(winner),

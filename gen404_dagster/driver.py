@@ -39,7 +39,7 @@ class Driver:
 
     def __post_init__(self) -> None:
         # What the sensor logs in the daemon is this driver's own log here.
-        logging.getLogger("dagster").setLevel(logging.ERROR)
+        logging.getLogger("dagster").addFilter(lambda record: record.levelno >= logging.ERROR)
         self.defs = build_defs(self.settings)
         self.resources = build_resources(self.settings)
         self.repository = self.resources["state"].get()  # type: ignore[attr-defined]

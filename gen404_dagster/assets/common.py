@@ -56,10 +56,17 @@ def described(
 
 
 def merged(first: Metadata, second: Mapping[str, dg.MetadataValue]) -> Metadata:
-    """Scalars of both first: the UI shows metadata in order."""
+    """Scalars of both first, then pictures and words, then tables: the UI shows metadata in order."""
     both = {**first, **second}
-    scalar = (dg.IntMetadataValue, dg.FloatMetadataValue, dg.BoolMetadataValue)
-    return {name: both[name] for name in sorted(both, key=lambda n: not isinstance(both[n], scalar))}
+    scalars = (dg.IntMetadataValue, dg.FloatMetadataValue, dg.BoolMetadataValue)
+
+    def rank(name: str) -> int:
+        value = both[name]
+        if isinstance(value, scalars):
+            return 0
+        return 1 if isinstance(value, dg.MarkdownMetadataValue) else 2
+
+    return {name: both[name] for name in sorted(both, key=rank)}
 
 
 def commit(

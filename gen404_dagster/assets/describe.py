@@ -230,12 +230,12 @@ def _result_table(results: Results) -> dg.TableMetadataValue:
     rows = [
         {
             "prompt": stem[:16],
-            "glb": r.glb or "",
-            "png": r.png or "",
             "seconds": round(r.generation_time, 2),
             "bytes": r.size,
             "attempts": r.attempts,
             "distance": round(r.distance, 5),
+            "png": r.png or "",
+            "glb": r.glb or "",
         }
         for stem, r in results.items()
     ]

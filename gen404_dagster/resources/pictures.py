@@ -78,6 +78,7 @@ def views(picture: RGB) -> list[RGB]:
 # --- the object and its background ---
 
 MASK_SIDE = 128  # pixels: objects are found at this size
+MAX_CUT_SIDE = 1536  # pixels: larger pictures are shrunk before they are cut
 MIN_CONTRAST = 4.0  # Lab units between background and object, on a clean background
 MOST_PIECES = 64
 LEAST_SHARE, MOST_SHARE = 0.0008, 0.92  # of the picture that an object covers, else it is not told from its background
@@ -106,11 +107,15 @@ def cut_out(picture: RGB, side: int, margin: float = 0.06) -> Cutout:
     The background is what the border of the picture continues into: plain white, or a studio's gradient.
     """
     height, width = picture.shape[:2]
+    if max(height, width) > MAX_CUT_SIDE:
+        shrink = MAX_CUT_SIDE / max(height, width)
+        picture = resized(picture, max(1, round(width * shrink)), max(1, round(height * shrink)))
+        height, width = picture.shape[:2]
     scale = MASK_SIDE / max(height, width)
     small = resized(picture, max(8, round(width * scale)), max(8, round(height * scale)))
     found = _foreground(small)
     share = float(found.mean())
-    if share < LEAST_SHARE and picture.std(axis=(0, 1)).max() < 12.0:
+    if share < LEAST_SHARE and small.std(axis=(0, 1)).max() < 12.0:
         white = np.full((side, side, 3), 255, np.uint8)
         return Cutout(white, np.zeros((side, side), np.float32), 0.0)
     if not LEAST_SHARE <= share <= MOST_SHARE:
@@ -147,15 +152,20 @@ def _window(picture: Array, box: Box, side: int, outside: float) -> Array:
     left, top = max(box[0], 0.0), max(box[1], 0.0)
     right, bottom = min(box[2], float(width)), min(box[3], float(height))
     per_pixel = (box[2] - box[0]) / side
-    x0, y0 = round((left - box[0]) / per_pixel), round((top - box[1]) / per_pixel)
-    x1, y1 = max(x0 + 1, round((right - box[0]) / per_pixel)), max(y0 + 1, round((bottom - box[1]) / per_pixel))
-    x1, y1 = min(x1, side), min(y1, side)
+    x0, x1 = _pixels((left - box[0]) / per_pixel, (right - box[0]) / per_pixel, side)
+    y0, y1 = _pixels((top - box[1]) / per_pixel, (bottom - box[1]) / per_pixel, side)
     out = np.full((side, side, channels), outside, np.float32)
     for channel in range(channels):
         plane = Image.fromarray(np.ascontiguousarray(picture[..., channel]))
         part = plane.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, (left, top, right, bottom))
         out[y0:y1, x0:x1, channel] = np.asarray(part)
     return out
+
+
+def _pixels(start: float, end: float, side: int) -> tuple[int, int]:
+    """Whole pixels from start to end, at least one, all within the side."""
+    first = min(round(start), side - 1)
+    return first, min(max(first + 1, round(end)), side)
 
 
 def _foreground(picture: RGB) -> NDArray[np.bool_]:

@@ -7,6 +7,7 @@ the file as a materialization with the same metadata and checks that its asset w
 from collections.abc import Iterator
 
 import dagster as dg
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from gen404_dagster.assets import checks
 from gen404_dagster.assets.describe import DESCRIPTIONS, Recorded, miner_results
@@ -82,6 +83,19 @@ def _miners(
                     yield dg.AssetMaterialization(
                         name, partition=key, description="adopted from git", metadata=metadata
                     )
+
+
+def passed_since(instance: dg.DagsterInstance, repository: StateRepository, snapshot: Snapshot) -> Iterator[Event]:
+    """Checks that failed when they were last looked at, and hold now: a timeline settles after its last match."""
+    keys = {dg.AssetCheckKey(dg.AssetKey(check.asset), check.name): check for check in checks.CHECKS}
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(keys))
+    for key, record in latest.items():
+        evaluation = record.evaluation if record.status == AssetCheckExecutionRecordStatus.FAILED else None
+        number = evaluation.metadata.get("round") if evaluation else None
+        if isinstance(number, dg.IntMetadataValue) and number.value is not None:
+            result = keys[key].evaluate(Recorded(repository, snapshot, number.value))
+            if result.passed:
+                yield as_evaluation(result, keys[key])
 
 
 def as_evaluation(result: dg.AssetCheckResult, check: checks.Check) -> dg.AssetCheckEvaluation:

@@ -24,7 +24,7 @@ from gen404_dagster.resources.configured import (
     lane_of_run,
 )
 from gen404_dagster.resources.lanes import LaneLocks
-from gen404_dagster.sensors.adoption import missing_partitions, unknown_to_dagster
+from gen404_dagster.sensors.adoption import missing_partitions, passed_since, unknown_to_dagster
 from gen404_dagster.sensors.decision import Hold, Launch, PastRun, decide
 
 ACTIVE = [
@@ -150,6 +150,7 @@ def make_round_sensor(dead_run_grace_seconds: float) -> dg.SensorDefinition:
         launches = [run_request(round_.number, answer) for answer in seen.answers if isinstance(answer, Launch)]
         # New keys must be known before events name them: adoption follows at the next look.
         events = [] if requests else list(unknown_to_dagster(instance, repository, snapshot, round_.number, busy))
+        events += passed_since(instance, repository, snapshot)
         return dg.SensorResult(
             run_requests=launches,
             dynamic_partitions_requests=requests,

@@ -282,18 +282,28 @@ def test_builds_are_looked_up_once_duels_begin() -> None:
     assert jobs(make("duels", builds=None)) == (None, "judge", "verify")
 
 
+def test_unfinished_builds_are_looked_up_again_although_no_audit_waits() -> None:
+    going = {"A": build("A"), "B": build("B", BuildStatus.IN_PROGRESS)}
+    assert jobs(make("duels", builds=going))[2] == "verify"
+
+
 def test_a_winner_is_finalized() -> None:
     assert jobs(make("finalizing")) == ("finalize", None, None)
 
 
 @pytest.mark.parametrize("status", list(BuildStatus))
 def test_a_build_is_settled_when_it_cannot_change_any_more(status: BuildStatus) -> None:
-    final = status in {BuildStatus.SUCCESS, BuildStatus.FAILURE, BuildStatus.TIMED_OUT}
+    final = status not in {BuildStatus.PENDING, BuildStatus.IN_PROGRESS}
     assert builds_settled(make("duels", builds={"A": build("A"), "B": build("B", status)})) == final
     assert not builds_settled(make("duels", builds={"A": build("A")}))
 
 
 # --- tokens ---
+
+
+def test_a_stage_that_an_operator_goes_back_to_is_new_work() -> None:
+    first, again = (token_of(Lane.MAIN, make("downloading", submitted=frozenset("AB"), stage_entered=c)) for c in "xy")
+    assert first != again
 
 
 def token_of(lane: Lane, round_: RoundState) -> str:
