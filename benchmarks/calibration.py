@@ -157,8 +157,9 @@ def report(arguments: argparse.Namespace) -> Iterator[str]:
     yield ""
     yield from distance_table(honest, cheats, others, limit)
     yield ""
-    yield f"**Recommended `GEN404_LIMITS__ACCEPTABLE_DISTANCE` in the embedded world: {limit:g}.** The public 0.1 belongs to"
-    yield "DINOv3 and to real generators, whose outputs differ more from run to run."
+    yield f"**Recommended `GEN404_LIMITS__ACCEPTABLE_DISTANCE` in the embedded world: {limit:g}**, the geometric middle between the"
+    yield "largest honest distance and the nearest twentieth of the cheater whose image has skill 0.35. The public 0.1 belongs to"
+    yield "another network (DINOv3) and to real generators."
     if arguments.pictures:
         pictures = tuple(path.read_bytes() for path in real_pictures(arguments.pictures))
         real = Bench(arguments.seed, 0, pictures, bench.embedder)

@@ -5,7 +5,6 @@ that equal simulations end equally. Does not: any decision (the sensor's), the w
 """
 
 import json
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -38,8 +37,6 @@ class Driver:
     failures: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # What the sensor logs in the daemon is this driver's own log here.
-        logging.getLogger("dagster").addFilter(lambda record: record.levelno >= logging.ERROR)
         self.defs = build_defs(self.settings)
         self.resources = build_resources(self.settings)
         self.repository = self.resources["state"].get()  # type: ignore[attr-defined]

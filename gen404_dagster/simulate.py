@@ -44,6 +44,9 @@ def simulate(workdir: Path, parameters: WorldParameters, rounds: int, console: C
             settings = prepare(workdir, world.url)
             finished = workdir / "result.json"
             if not finished.exists():
+                scaled = settings.limits.model_dump(exclude_defaults=True)
+                words = ", ".join(f"{name} {value:g}" for name, value in scaled.items())
+                console.print(f"   limits {words} (of this simulation; docs/configuration.md has all)", style="dim")
                 _play(workdir, world, settings, rounds, console)
             result = read_result(settings, rounds)
             write_atomic(finished, json.dumps(result, indent=2))

@@ -76,7 +76,7 @@ def commit(
     decide: Callable[[Snapshot], Change | None],
 ) -> CommitInfo | None:
     """Commit on the remote's head, under this run's id, and say so in the run's log."""
-    info = repository.commit(step, decide, run_id=context.run_id)
+    info = repository.commit(step, decide, run_id=context.run.run_id)
     if info is not None:
         context.log.info(f"{info.subject} ({info.sha[:10]})")
     return info

@@ -169,7 +169,7 @@ class Player:
 
     async def _judge(self, duel: Duel, round_: RoundState, slots: asyncio.Semaphore) -> Duel:
         async with slots:
-            prompt = Picture.of(await self.prompts.read(duel.prompt), duel.prompt)
+            prompt = self._picture(await self.prompts.read(duel.prompt), duel.prompt)
             left, right = self._preview(duel.left_png), self._preview(duel.right_png)
             seed = round_.seed or 0
             asked = token(self.judge.identity, prompt.sha256, left.sha256, right.sha256, seed)
@@ -213,7 +213,10 @@ class Player:
     def _preview(self, url: str | None) -> Picture:
         key = self.store.key_of(url or "")
         assert key is not None, f"{url} is not in the store"
-        return Picture.of(self.store.read(key), url)
+        return self._picture(self.store.read(key), url)
+
+    def _picture(self, data: bytes, url: str | None) -> Picture:
+        return Picture.of(data, url if self.judge.reads_urls else None)
 
 
 def _commit_match(

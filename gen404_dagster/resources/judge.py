@@ -91,6 +91,9 @@ class Question:
 
 
 class Judge(Protocol):
+    reads_urls: bool
+    """Whether it may be told where pictures lie. Else it gets bytes alone, which do not say whose they are."""
+
     @property
     def identity(self) -> str:
         """Who answers: model, prompt version, endpoint. Another identity may answer differently."""
@@ -177,6 +180,7 @@ class EmbeddedJudge:
     """
 
     VERSION = "1"
+    reads_urls = False
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
@@ -358,7 +362,7 @@ class OpenAIJudge:
     ) -> None:
         """waits: seconds before each further try, about. longest_wait: bound on a server's Retry-After, in seconds."""
         self._base_url, self._key, self._model = base_url.rstrip("/"), api_key, model
-        self._as_urls, self._timeout, self._max_tokens = as_urls, timeout_seconds, max_tokens
+        self.reads_urls, self._timeout, self._max_tokens = as_urls, timeout_seconds, max_tokens
         self._waits, self._longest_wait = tuple(waits), longest_wait
 
     @property
@@ -471,7 +475,7 @@ class OpenAIJudge:
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": parts}]
 
     async def _address(self, picture: Picture) -> str:
-        if self._as_urls and picture.url:
+        if self.reads_urls and picture.url:
             return picture.url
         return await asyncio.to_thread(data_uri, picture.data)
 

@@ -139,7 +139,8 @@ def make_round_sensor(dead_run_grace_seconds: float) -> dg.SensorDefinition:
         except (Unavailable, OperatorError) as error:
             return dg.SkipReason(str(error))
         seen = look(instance, round_, head.block)
-        context.log.info(seen.words() + (f"; buried {', '.join(buried)}" if buried else ""))
+        for run_id in buried:
+            context.log.warning(f"run {run_id} had died: reported as failed")
         busy = {answer.lane for answer in seen.answers if isinstance(answer, Hold) and answer.why.startswith("run ")}
         keys = missing_partitions(instance, snapshot, round_.number)
         requests = [

@@ -200,6 +200,8 @@ def pipeline_environment(workdir: Path | str, url: str) -> dict[str, str]:
         "BUILD_POLL_SECONDS": 0.2,
         "MAX_MISMATCHES": max(1, prompts // 6),
         "MAX_CRITICAL_MISMATCHES": 1,
+        # Of this world's objects under EfficientNet: docs/calibration.md.
+        "ACCEPTABLE_DISTANCE": 0.03,
     }
     return {
         "GEN404_WORLD": url,
