@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +18,17 @@ import dagster as dg
 from filelock import FileLock, Timeout
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from gen404_dagster.assets.describe import places
+from gen404_dagster.assets.outputs import file_faults
 from gen404_dagster.competition import paths
 from gen404_dagster.driver import Driver, EventLog
 from gen404_dagster.errors import OperatorError
+from gen404_dagster.resources.journal import Journal
 from gen404_dagster.resources.round_files import read_round
 from gen404_dagster.resources.state_repo import Snapshot, StateRepository
 from gen404_dagster.settings import Settings, load_settings
@@ -214,9 +218,24 @@ def show_result(workdir: Path, settings: Settings, rounds: int, names: Mapping[s
         for number in range(rounds):
             if _ended(snapshot, number):
                 console.print(_places_table(snapshot, number, names))
+                _print_faults(snapshot, number, names, settings, console)
         console.print(f"Previews      {settings.data / 'store' / 'rounds'}")
         console.print(f"State         git --git-dir {settings.state_repo} log --oneline {settings.state_branch}")
         console.print(f"Dagster UI    gen404 ui --workdir {workdir}", highlight=False)
+
+
+def _print_faults(
+    snapshot: Snapshot, number: int, names: Mapping[str, str], settings: Settings, console: Console
+) -> None:
+    """Which files were refused, and why; equal reasons of a miner in one line."""
+    with Journal(settings.data.absolute() / "journal.sqlite", settings.state_repo) as journal:
+        for hotkey in read_round(snapshot, number).submissions or {}:
+            reasons = Counter(file_faults(journal, number, hotkey).values())
+            for reason, count in reasons.most_common(8):
+                who = names.get(hotkey, hotkey[:10])
+                console.print(
+                    f"[dim]{who}: {count} file{'s' * (count > 1)} without preview:[/] {escape(reason)}", highlight=False
+                )
 
 
 def _places_table(snapshot: Snapshot, number: int, names: Mapping[str, str]) -> Table:

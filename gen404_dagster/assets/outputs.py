@@ -7,7 +7,7 @@ costs the files in flight.
 import asyncio
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -208,7 +208,8 @@ def renders(
             order: list[Stem] = []
             await gather_all(*(one(file, order) for file in _files(round_, [hotkey])))
             submitted = {stem: _result(File(number, hotkey, stem), objects, log) for stem in order}
-            await asyncio.to_thread(_commit_submitted, context, state, number, hotkey, submitted)
+            faults = file_faults(log, number, hotkey)
+            await asyncio.to_thread(_commit_submitted, context, state, number, hotkey, submitted, faults)
 
         await gather_all(*(miner(hotkey) for hotkey in mine))
 
@@ -245,8 +246,23 @@ def _result(file: File, objects: ObjectStore, log: Journal) -> GenerationResult:
     return GenerationResult(glb=objects.url(file.key("glb")), png=png, size=model.size)
 
 
+def file_faults(log: Journal, number: int, hotkey: Hotkey) -> dict[Stem, str]:
+    """Why files of a miner were not fetched or not rendered."""
+    found: dict[Stem, str] = {}
+    for work in ("download", "preview"):
+        prefix = f"{work}/{hotkey}/"
+        units = log.units(number, prefix)
+        found |= {unit.removeprefix(prefix): str(value["fault"]) for unit, value in units.items() if "fault" in value}
+    return found
+
+
 def _commit_submitted(
-    context: dg.AssetExecutionContext, state: StateRepositoryResource, number: int, hotkey: Hotkey, submitted: Results
+    context: dg.AssetExecutionContext,
+    state: StateRepositoryResource,
+    number: int,
+    hotkey: Hotkey,
+    submitted: Results,
+    faults: Mapping[Stem, str],
 ) -> None:
     path = paths.results(number, hotkey, "submitted")
     previews = sum(entry.png is not None for entry in submitted.values())
@@ -260,7 +276,8 @@ def _commit_submitted(
         # Keep the order in which entries were first completed.
         results = {stem: submitted.get(stem, entry) for stem, entry in (known or {}).items()} | submitted
         subject = f"Record {hotkey[:10]}'s outputs in round {number}: {previews} of {len(submitted)} with a preview"
-        return Change({path: write_json(models.RESULTS, results)}, subject)
+        reasons = [f"{stem}: {faults[stem]}"[:300] for stem in round_.stems if stem in faults]
+        return Change({path: write_json(models.RESULTS, results)}, subject, "\n".join(reasons[:200]))
 
     commit(context, state.get(), Step(number, "outputs", token(submitted), unit=hotkey), decide)
 
@@ -272,12 +289,8 @@ def _describe_renders(
     if metadata is None:
         return
     results = read_results(at.snapshot, at.number, hotkey, "submitted") or {}
-    faults = log.units(at.number, f"preview/{hotkey}/")
-    refused = [
-        {"prompt": stem[:16], "reason": fault["fault"]}
-        for stem in results
-        if (fault := faults.get(f"preview/{hotkey}/{stem}")) and "fault" in fault
-    ]
+    faults = file_faults(log, at.number, hotkey)
+    refused = [{"prompt": stem[:16], "reason": faults[stem]} for stem in results if stem in faults]
     pictures = [(stem, _preview(File(at.number, hotkey, stem), objects)) for stem in at.round.stems if stem in results]
     extra = {
         "refused": dg.MetadataValue.int(len(refused)),

@@ -15,7 +15,17 @@ from gen404_dagster.resources.judge import EmbeddedJudge, JudgeAnswer, Question
 
 
 def simulate(workdir: Path, *options: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "gen404_dagster.cli", "simulate", "--seed", "11", "--workdir", str(workdir), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "gen404_dagster.cli",
+        "simulate",
+        "--seed",
+        "11",
+        "--workdir",
+        str(workdir),
+        "--json",
+    ]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)["rounds"][0]
