@@ -15,6 +15,14 @@ from gen404_dagster.resources.state_repo import StateRepository
 from gpu_kernels import UnreadableModel, render_preview
 
 
+def refusal_of(model: Path) -> str:
+    try:
+        render_preview(model.read_bytes())
+    except UnreadableModel as refusal:
+        return str(refusal)
+    return ""
+
+
 @pytest.mark.shared
 def test_real_files_are_rendered_or_refused_with_their_reason_and_the_round_ends(shared: Path, tmp_path: Path) -> None:
     glbs = sorted((shared / "samples" / "glb").glob("*.glb"))
@@ -36,14 +44,13 @@ def test_real_files_are_rendered_or_refused_with_their_reason_and_the_round_ends
         ).stdout  # fmt: skip
     assert len(results) == len(round_["prompts"]) == 4
     for stem, source in zip(round_["prompts"], glbs, strict=False):
-        try:
-            expected = render_preview(source.read_bytes())
-        except UnreadableModel as refusal:
+        refusal = refusal_of(source)
+        if refusal:
             assert results[stem].png is None
             assert results[stem].size == source.stat().st_size
             assert f"{stem}: {refusal}" in body
             continue
         stored = tmp_path / "w" / "data" / "store" / "rounds" / "0" / real / "submitted" / f"{stem}.png"
         with Image.open(io.BytesIO(stored.read_bytes())) as picture:
-            assert np.array_equal(np.asarray(picture), expected)
+            assert np.array_equal(np.asarray(picture), render_preview(source.read_bytes()))
     assert round_["winner"] is not None
