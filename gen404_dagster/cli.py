@@ -288,6 +288,40 @@ def fetch(
 
 
 @app.command()
+def backfill(
+    state_repo: Annotated[str, typer.Argument(help="A git repository by path or URL, or a plain folder of its files.")],
+    rounds: Annotated[str, typer.Option(help="Rounds A-B, A- or A.")] = "0-",
+    instance: Annotated[
+        Path | None, typer.Option(help="Dagster's directory. Default: DAGSTER_HOME, else .gen404/history/dagster.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Register recorded rounds in Dagster, and materialize their assets from history.
+
+    Each asset adopts its recorded file: nothing is computed again, committed or fetched. A second time changes nothing.
+
+    Example: `gen404 backfill ../shared/history/competition-1 --rounds 0-3`
+    """
+    from gen404_dagster.backfill import instance_folder, parse_rounds, run_backfill, show_backfill
+
+    console, home = Console(stderr=as_json), instance_folder(instance)
+    first, last = parse_rounds(rounds)
+    with console.status("Reading the record") as status:
+        result = run_backfill(
+            load_settings(state_repo=state_repo),
+            home,
+            first,
+            last,
+            lambda number, what: status.update(f"Round {number}: {what}"),
+        )
+    if as_json:
+        print(json.dumps(result.as_json(), indent=2))
+    else:
+        show_backfill(result, state_repo, home, console)
+    raise typer.Exit(0 if result.complete else 1)
+
+
+@app.command()
 def doctor(as_json: JsonFlag = False) -> None:
     """Show what is configured, what answers, and what is missing.
 

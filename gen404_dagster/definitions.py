@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from gen404_dagster.assets import duels, finale, intake, outputs, verification
+from gen404_dagster.assets import duels, finale, insights, intake, outputs, verification
 from gen404_dagster.jobs import jobs
 from gen404_dagster.resources.configured import build_resources
 from gen404_dagster.sensors.round_sensor import make_round_sensor
@@ -29,6 +29,7 @@ ASSETS = [
     # finale
     finale.winner,
     finale.finalization,
+    *insights.ASSETS,
 ]
 
 

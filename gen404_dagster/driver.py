@@ -17,10 +17,10 @@ import dagster as dg
 from gen404_dagster.competition.stages import RoundState, Wait, next_step
 from gen404_dagster.definitions import build_defs
 from gen404_dagster.errors import OperatorError
-from gen404_dagster.resources.configured import build_resources
+from gen404_dagster.resources.configured import LANE_TAG, build_resources
 from gen404_dagster.resources.round_files import read_round
 from gen404_dagster.sensors.decision import Hold, Launch
-from gen404_dagster.sensors.round_sensor import Look, bury_dead_runs, look
+from gen404_dagster.sensors.round_sensor import ACTIVE, Look, bury_dead_runs, look
 from gen404_dagster.settings import Settings
 
 _QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -29,11 +29,16 @@ _MOST_FAILURES = 3
 
 @dataclass
 class Driver:
-    """Drives one pipeline. `log` receives what happens as (event, detail)."""
+    """Drives one pipeline. `log` receives what happens as (event, detail).
+
+    What is launched next follows from git alone: one run at a time, then another look. `resume` is the lane whose run
+    was killed with an earlier driver: it goes first, as if that run had gone on.
+    """
 
     settings: Settings
     instance: dg.DagsterInstance
     log: Callable[[str, str], None] = lambda event, detail: None
+    resume: str = ""
     failures: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -42,14 +47,15 @@ class Driver:
         self.repository = self.resources["state"].get()  # type: ignore[attr-defined]
         self.chain = self.resources["chain"].get()  # type: ignore[attr-defined]
         # Nobody else drives this instance: what still runs in its books is dead.
-        for run_id in bury_dead_runs(self.instance, self.resources["lane"].locks(), 0.0):  # type: ignore[attr-defined]
+        locks = self.resources["lane"].locks()  # type: ignore[attr-defined]
+        for run_id in bury_dead_runs(self.instance, locks, 0.0, ACTIVE, forgive=True):
             self.log("buried", run_id)
 
     def round(self) -> RoundState:
         return read_round(self.repository.head())
 
     def tick(self) -> int:
-        """Ask the sensor once and do what it says. Returns how much was done."""
+        """Ask the sensor once and do what it says, of its runs only the first. Returns how much was done."""
         sensor = self.defs.resolve_sensor_def("round_sensor")
         needed = {name: self.resources[name] for name in ("state", "chain", "lane")}
         with dg.build_sensor_context(instance=self.instance, resources=needed) as context:
@@ -65,8 +71,10 @@ class Driver:
         for event in result.asset_events or ():
             self.instance.report_runless_asset_event(event)
             done += 1
-        for launch in result.run_requests or ():
-            self._run(launch)
+        launches = sorted(result.run_requests or (), key=lambda launch: launch.tags.get(LANE_TAG) != self.resume)
+        if launches:
+            self.resume = ""
+            self._run(launches[0])
             done += 1
         return done
 
@@ -112,10 +120,9 @@ class Driver:
         The clock stands still while work is due, then jumps to the block that the decision waits for. `review` lets
         the source auditor look; it returns whose verdicts it entered.
         """
-        first = 0
         while True:
             now = self.round()
-            if now.number >= first + rounds or now.state.stage == "finished":
+            if now.number >= rounds or now.state.stage == "finished":
                 self.tick()  # adopt what the finale wrote
                 return
             entered = review()
@@ -123,17 +130,18 @@ class Driver:
                 self.log("reviewed", ", ".join(hotkey[:10] for hotkey in entered))
             if self.tick() or entered:
                 continue
+            pauses = [answer.retry_in for answer in self.look().answers if isinstance(answer, Hold) and answer.retry_in]
+            if pauses:
+                time.sleep(min(*pauses, 1.0))  # work is due: the clock stands still
+                continue
             block = self.next_block()
             if block is not None:
                 self.log("clock", f"block {block}")
                 advance(block)
                 continue
-            stuck = [a for a in self.look().answers if isinstance(a, Hold)]
-            pausing = any("next try in" in answer.why for answer in stuck)
-            if pausing:
-                time.sleep(1.0)
-            elif not any(isinstance(a, Launch) for a in self.look().answers):
-                words = "; ".join(f"{answer.lane}: {answer.why}" for answer in stuck)
+            answers = self.look().answers
+            if not any(isinstance(answer, Launch) for answer in answers):
+                words = "; ".join(f"{answer.lane}: {answer.why}" for answer in answers if isinstance(answer, Hold))
                 raise OperatorError(f"round {now.number} does not go on: {words}")
 
 
@@ -155,6 +163,17 @@ class EventLog:
     def __init__(self, path: Path, show: Callable[[str, str], None] = lambda event, detail: None) -> None:
         self._path, self._show = path, show
         self._lock = threading.Lock()
+
+    def unfinished_lane(self) -> str:
+        """Lane of the run that was at work when an earlier simulation was killed; "" when none was."""
+        lane = ""
+        for line in self._path.read_text().splitlines() if self._path.exists() else ():
+            entry = json.loads(line)
+            if entry["event"] == "start":
+                lane = entry["detail"].split()[1].removesuffix(":")
+            elif entry["event"] in ("end", "failed"):
+                lane = ""
+        return lane
 
     def __call__(self, event: str, detail: str) -> None:
         line = json.dumps({"time": time.time(), "event": event, "detail": detail}).encode() + b"\n"

@@ -6,11 +6,12 @@ Does not: rules, decisions, the world itself.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from gen404_dagster.simulation.launch import World, pipeline_environment, start_
 from gen404_dagster.simulation.parameters import Workdir, WorldParameters, WorldRecord, read_record, write_atomic
 
 INSTANCE_CONFIG = Path(__file__).with_name("dagster.yaml")
+END_SECONDS = 30.0
+"""Longest wait for the Dagster UI to end after an interrupt, in seconds."""
 
 
 def simulate(workdir: Path, parameters: WorldParameters, rounds: int, console: Console) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def _play(workdir: Path, world: World, settings: Settings, rounds: int, console:
     screen = Screen(console, settings)
     log = EventLog(workdir / "simulation.log", screen.event)
     with dg.DagsterInstance.from_config(str(workdir / "dagster")) as instance:
-        driver = Driver(settings, instance, log)
+        driver = Driver(settings, instance, log, resume=log.unfinished_lane())
         with screen.watching(driver):
             driver.play(rounds, world.advance, world.review_sources)
 
@@ -186,15 +189,30 @@ def open_ui(workdir: Path, parameters: WorldParameters, blocks_per_second: float
         where = ["-w", str(here)] if here.exists() else ["-m", "gen404_dagster.definitions"]
         command = [str(Path(sys.executable).with_name("dagster")), "dev", *where, "-h", host, "-p", str(port)]
         environment = os.environ | {"GEN404_ENV_FILE": str(workdir / "gen404.env")}
-        dagster = subprocess.Popen(command, env=environment, cwd=workdir)
-        try:
-            return dagster.wait()
-        except KeyboardInterrupt:
-            return dagster.wait()
-        finally:
-            if dagster.poll() is None:
-                dagster.terminate()
-                dagster.wait(timeout=30)
+        return _until_interrupted(command, environment, workdir)
+
+
+def _until_interrupted(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> int:
+    """Run a command until it ends, or until this process gets SIGINT or SIGTERM; nothing of it is left then.
+
+    The command has a session of its own: Ctrl-C comes here alone and is passed on once.
+    """
+    for interrupt in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interrupt, signal.default_int_handler)
+    process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        # A second interrupt, or no end in time, ends it at once: a killed run is started again.
+        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+            process.wait(END_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def cast_names(workdir: Path) -> dict[str, str]:

@@ -28,7 +28,8 @@ def shared(repository_root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Played]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Played, Played]:
     """The same small round played twice, side by side: what disturbed simulations are compared with."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return play_side_by_side(*(Simulation(folder / name, *SMALL) for name in "AB"))
+    first, second = play_side_by_side(*(Simulation(folder / name, *SMALL) for name in "AB"))
+    return first, second

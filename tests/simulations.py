@@ -5,7 +5,6 @@ where a kill fell is read from its log, the remote's commits and Dagster's books
 """
 
 import hashlib
-import io
 import json
 import os
 import random
@@ -24,6 +23,7 @@ from typing import Any
 import dagster as dg
 import psutil
 from PIL import Image
+from pydantic import TypeAdapter
 
 from gen404_dagster.assets.describe import DESCRIPTIONS
 from gen404_dagster.competition import models
@@ -49,7 +49,7 @@ ASSET_OF_STEP = {
     "crown": "winner",
     "finalize": "leader",
 }
-STATE_FILES = {
+STATE_FILES: dict[str, TypeAdapter[Any]] = {
     "config.json": models.CONFIG,
     "state.json": models.STATE,
     "leader.json": models.LEADERS,
@@ -99,7 +99,8 @@ class Commit:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: `delay` after the commit `after` (None: the launch) or, with `job`, after that job's next start.
+    """When to kill: `delay` after the commit `after` (None: the launch) or, with `job`, after that job's next start,
+    if it starts once more before the commit `until`.
 
     With `at_push` at the first push of one of these kinds, from `after` on, as soon as it is seen.
     """
@@ -107,6 +108,7 @@ class Moment:
     time: float
     after: str | None
     job: str | None = None
+    until: str | None = None
     delay: float = 0.0
     at_push: tuple[str, ...] = ()
 
@@ -185,6 +187,7 @@ class Simulation:
                 reached = moment.after is None or moment.after in self.steps()
                 if moment.job:
                     ready = bool(new) and new[-1].event == "start" and new[-1].job == moment.job
+                    ready = ready or moment.until in self.steps()
                 else:
                     ready = moment.after not in before or any(event.event == "start" for event in new)
                 anchor = now if reached and ready else None
@@ -297,9 +300,24 @@ class Simulation:
             return {name: sorted(instance.get_dynamic_partitions(name)) for name in ("round", "round_miner")}
 
     def objects(self) -> dict[str, str]:
-        """Hash of every object by key: equal simulations make equal files."""
+        """Hash of every object by key; prompts are kept by URL, which holds the port of this world."""
         store = LocalObjectStore(self.store, "")
-        return {key: hashlib.sha256(store.path(key).read_bytes()).hexdigest() for key in store.list()}
+        hashes = {key: hashlib.sha256(store.path(key).read_bytes()).hexdigest() for key in store.list()}
+        return {f"prompts/{value}" if key.startswith("prompts/") else key: value for key, value in hashes.items()}
+
+    def unfinished(self) -> set[str]:
+        """Folders of rejected miners' regenerations: they end at the decisive mismatch, whichever prompt comes first."""
+        verdicts = {
+            path.split("/")[1]: json.loads(self.git("show", f"main:{path}"))
+            for path in self.git("ls-tree", "-r", "--name-only", "main").splitlines()
+            if path.endswith("/generation_audits.json")
+        }
+        return {
+            f"rounds/{number}/{hotkey}/generated"
+            for number, audits in verdicts.items()
+            for hotkey, audit in audits.items()
+            if audit["outcome"] == "rejected"
+        }
 
     # Asserting
 
@@ -311,17 +329,38 @@ class Simulation:
             text = self.git("show", f"main:{path}")
             if path.endswith(".json"):
                 adapter = STATE_FILES[re.sub(r"^duels_.*", "duels.json", Path(path).name)]
-                assert models.write_json(adapter, models.read_json(adapter, text)) == text, f"{path} is not as written"
+                value = models.read_json(adapter, text)
+                assert models.write_json(adapter, value) == text, f"{path} is not as written"
+                if adapter is models.RESULTS:
+                    self._assert_objects_whole(value)
         for key in LocalObjectStore(self.store, "").list():
-            assert_complete(key, (self.store / key).read_bytes())
+            if not key.endswith(".glb"):
+                with Image.open(self.store / key) as picture:
+                    picture.load()  # raises for a truncated one
         assert not list((self.store / ".partial").glob("*.part")), "a partial object was not swept"
 
+    def _assert_objects_whole(self, results: models.Results) -> None:
+        """Miners may send rubbish, but what was recorded of it is there to the last byte."""
+        for result in results.values():
+            if result.glb is None:
+                continue
+            data = (self.store / result.glb.partition("/store/")[2]).read_bytes()
+            assert result.size == len(data), f"{result.glb} has {len(data)} bytes"
+            if result.png is not None:
+                assert (data[:4], int.from_bytes(data[8:12], "little")) == (b"glTF", len(data)), (
+                    f"{result.glb}: not whole"
+                )
+                assert (self.store / result.png.partition("/store/")[2]).is_file()
+
     def assert_equals(self, other: "Simulation") -> None:
-        """The same steps in the same order, each once, the same files, and the same known to Dagster."""
+        """The same steps, each once, the same files, and the same known to Dagster."""
         trailers = [commit.step for commit in self.commits()]
         assert len(set(trailers)) == len(trailers), "a step was committed twice"
-        assert [commit.name for commit in self.commits()] == [commit.name for commit in other.commits()]
-        assert self.objects() == other.objects()
+        # Miners' outputs and audits are worked on side by side: their order is not fixed.
+        assert sorted(commit.name for commit in self.commits()) == sorted(commit.name for commit in other.commits())
+        mine, others, unfinished = self.objects(), other.objects(), self.unfinished()
+        assert {key for key in mine if mine[key] != others.get(key, mine[key])} == set()
+        assert {key for key in mine.keys() ^ others.keys() if key.rpartition("/")[0] not in unfinished} == set()
         assert self.partitions() == other.partitions()
         assert self.materialized() == other.materialized()
 
@@ -343,14 +382,6 @@ def assert_sound(repository: Path) -> None:
     command = ["git", "-C", str(repository), "fsck", "--strict", "--no-dangling", "--no-progress"]
     check = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (check.returncode, check.stdout) == (0, ""), f"{repository.name} is damaged: {check.stdout}{check.stderr}"
-
-
-def assert_complete(key: str, data: bytes) -> None:
-    if key.endswith(".glb"):
-        assert (data[:4], int.from_bytes(data[8:12], "little")) == (b"glTF", len(data)), f"{key} is not whole"
-    else:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()  # raises for a truncated one
 
 
 @dataclass(frozen=True)
@@ -391,10 +422,11 @@ def draw_moments(played: Played, dice: random.Random, count: int) -> list[Moment
         ]
         start, stop = dice.choice(busy)
         delay = dice.uniform(0, 0.6) * (stop - start)
-        moments.append(Moment(start + delay, after(start)[0], job, delay))
+        until = next(commit.name for at, commit in pushes if at > stop)
+        moments.append(Moment(start + delay, after(start)[0], job, until, delay))
     kinds = ("match", "audit", "crown")
     at, commit = dice.choice([(at, commit) for at, commit in pushes if commit.kind in kinds])
-    moments.append(Moment(at, commit.name, at_push=kinds))
+    moments.append(Moment(at, commit.name, at_push=(*kinds, "finalize")))
     while len(moments) < count:
         when = dice.uniform(begin, end)
         step, delay = after(when)

@@ -12,6 +12,7 @@ import dagster as dg
 from gen404_dagster.assets.describe import Recorded
 from gen404_dagster.competition import duels
 from gen404_dagster.competition.models import AuditOutcome, stem_of
+from gen404_dagster.errors import StateFileError
 from gen404_dagster.resources.round_files import read_match
 
 
@@ -31,12 +32,16 @@ class Check:
         return dg.AssetCheckSpec(self.name, asset=self.asset, description=self.description, blocking=self.blocking)
 
     def evaluate(self, at: Recorded) -> dg.AssetCheckResult:
-        passed, words = self.test(at)
+        try:
+            passed, words = self.test(at)
+        except StateFileError as error:
+            passed, words = False, str(error)
         return dg.AssetCheckResult(
             passed=passed,
             asset_key=dg.AssetKey(self.asset),
             check_name=self.name,
-            severity=self.severity,
+            # A round that is over has nothing left to block: its record is shown, with what is wrong in it.
+            severity=dg.AssetCheckSeverity.WARN if self.blocking and at.round.over else self.severity,
             description=words,
             metadata={"round": at.number},
         )

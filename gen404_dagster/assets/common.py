@@ -2,15 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import dagster as dg
 
 from gen404_dagster.assets import checks
-from gen404_dagster.assets.describe import DESCRIPTIONS, Metadata, recorded
+from gen404_dagster.assets.describe import Metadata, description, recorded
 from gen404_dagster.partitions import rounds
+from gen404_dagster.resources.configured import only_adopts
 from gen404_dagster.resources.journal import Journal
+from gen404_dagster.resources.round_files import read_round
 from gen404_dagster.resources.state_repo import Change, CommitInfo, Snapshot, StateRepository, Step
 
 T = TypeVar("T")
@@ -22,7 +24,7 @@ CODE_VERSION = "1"
 def round_spec(
     name: str, group: str, description: str, *, kinds: set[str], deps: list[str] | None = None
 ) -> dg.AssetSpec:
-    """An asset of a round. The description states the rule."""
+    """An asset of a round. The description states the rule. A run may end before its file exists."""
     return dg.AssetSpec(
         name,
         deps=deps or [],
@@ -32,6 +34,7 @@ def round_spec(
         owners=OWNERS,
         code_version=CODE_VERSION,
         partitions_def=rounds,
+        skippable=True,
     )
 
 
@@ -47,12 +50,35 @@ def described(
     Raises dg.Failure when the repository does not have it: there is nothing to show.
     """
     at = recorded(repository, number, fetch=False)
-    metadata = DESCRIPTIONS[name](at)
+    metadata = description(name, at)
     if metadata is None:
         raise dg.Failure(f"round {number} has no {name} yet: it is made by its stage, see the sensor's reasons")
     return dg.MaterializeResult(
         asset_key=name, metadata=merged(metadata, extra or {}), check_results=checks.evaluate(name, at)
     )
+
+
+def is_adopted(context: dg.AssetExecutionContext, repository: StateRepository) -> bool:
+    """Whether this run only reads what is recorded, as of the remote's head: a round that is over has nothing left to
+    do, and a backfill does nothing else."""
+    return only_adopts(context.run) or read_round(repository.head(), round_number(context)).over
+
+
+def adopted(
+    repository: StateRepository, number: int, *names: str, extra: Metadata | None = None
+) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+    """What a run of `is_adopted` yields: recorded files as they are; of what a round has not reached, nothing."""
+    at = recorded(repository, number, fetch=False)
+    for name in names:
+        if description(name, at) is None:
+            yield from not_yet(name, repository, number)
+        else:
+            yield described(name, repository, number, extra)
+
+
+def not_yet(name: str, repository: StateRepository, number: int) -> list[dg.AssetCheckResult]:
+    """What a run yields for a skippable asset without a file: its checks, of what is recorded so far."""
+    return checks.evaluate(name, recorded(repository, number, fetch=False))
 
 
 def merged(first: Metadata, second: Mapping[str, dg.MetadataValue]) -> Metadata:

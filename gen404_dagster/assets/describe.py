@@ -11,11 +11,12 @@ from functools import cached_property
 
 import dagster as dg
 
-from gen404_dagster.assets.pictures import heat_map
+from gen404_dagster.assets.pictures import gallery, heat_map
 from gen404_dagster.competition import paths, timeline
 from gen404_dagster.competition.models import LEADER, Hotkey, Results, Stage
 from gen404_dagster.competition.stages import RoundState
 from gen404_dagster.competition.timeline import Standing
+from gen404_dagster.errors import StateFileError
 from gen404_dagster.resources.round_files import read_pod_stats, read_results, read_round
 from gen404_dagster.resources.state_repo import Snapshot, StateRepository
 
@@ -227,18 +228,12 @@ def result_counts(results: Results) -> Metadata:
 
 
 def _result_table(results: Results) -> dg.TableMetadataValue:
-    rows = [
-        {
-            "prompt": stem[:16],
-            "seconds": round(r.generation_time, 2),
-            "bytes": r.size,
-            "attempts": r.attempts,
-            "distance": round(r.distance, 5),
-            "png": r.png or "",
-            "glb": r.glb or "",
-        }
-        for stem, r in results.items()
-    ]
+    regenerated = any(r.attempts or r.generation_time for r in results.values())
+    rows = []
+    for stem, r in results.items():
+        made = {"seconds": round(r.generation_time, 2), "attempts": r.attempts, "distance": round(r.distance, 5)}
+        row: dict[str, object] = {"prompt": stem[:16], "bytes": r.size, **(made if regenerated else {})}
+        rows.append(row | {"png": r.png or "", "glb": r.glb or ""})
     return table(rows)
 
 
@@ -252,6 +247,7 @@ def _leader_baseline(at: Recorded) -> Metadata | None:
         **result_counts(at.round.baseline),
         "image": dg.MetadataValue.text(leader.docker if leader else "none"),
         "pods": dg.MetadataValue.int(len(pods)),
+        "links": links(at.round.baseline),
         "results": _result_table(at.round.baseline),
         **commit_of(at, path),
     }
@@ -264,9 +260,52 @@ def miner_results(at: Recorded, hotkey: Hotkey) -> Metadata | None:
         return None
     return {
         **result_counts(results),
+        "links": links(results),
         "results": _result_table(results),
         **commit_of(at, paths.results(at.number, hotkey, "submitted")),
     }
+
+
+def recorded_results(at: Recorded, hotkey: Hotkey) -> Results:
+    """A miner's results; none where the file is missing or cannot be read."""
+    try:
+        return read_results(at.snapshot, at.number, hotkey, "submitted") or {}
+    except StateFileError:
+        return {}
+
+
+def recorded_miner(at: Recorded, hotkey: Hotkey) -> Metadata:
+    """`miner_results`, or why there is nothing to show: one miner's file stops no other's."""
+    try:
+        found = miner_results(at, hotkey)
+    except StateFileError as error:
+        return {"unreadable": dg.MetadataValue.text(str(error))}
+    return found or {"recorded": dg.MetadataValue.text(f"nothing of this miner in round {at.number}")}
+
+
+def links(results: Results) -> dg.MarkdownMetadataValue:
+    """Recorded 3D files and previews as links, for a person to follow: nothing is fetched from them."""
+    lines = []
+    for stem, result in list(results.items())[:_MOST_ROWS]:
+        both = [_link("3D file", result.glb), _link("preview", result.png)]
+        lines.append(f"- `{stem[:16]}` " + (" · ".join(link for link in both if link) or "no file"))
+    if len(results) > _MOST_ROWS:
+        lines.append(f"- and {len(results) - _MOST_ROWS} more in the file")
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _link(label: str, url: str | None) -> str:
+    if url is None or not url.startswith(("http://", "https://")):
+        return url or ""
+    return f"[{label}](<{url.translate(_NO_MARKDOWN)}>)"
+
+
+_NO_MARKDOWN = {ord("<"): "%3C", ord(">"): "%3E", ord("\n"): "", ord("\r"): ""}
+
+
+def stored_gallery(name: str, pictures: Sequence[tuple[str, bytes | None]]) -> Metadata:
+    """Pictures of a page; none when the store has none of them, as of a round that was played elsewhere."""
+    return {name: gallery(pictures)} if any(data is not None for _, data in pictures) else {}
 
 
 def _match_matrix(at: Recorded) -> Metadata | None:
@@ -370,18 +409,17 @@ def _winner(at: Recorded) -> Metadata | None:
         "repo_commit": dg.MetadataValue.text(winner.commit or "none"),
         "docker_image": dg.MetadataValue.text(winner.docker_image or "none"),
         "timeline": dg.MetadataValue.md(timeline_in_words(at.round, at.standing)),
-        "places": table(places(at.round, at.standing)),
+        "places": table([_place(row) for row in places(at.round, at.standing)]),
         **commit_of(at, paths.winner(at.number)),
     }
 
 
-def finalized(at: Recorded) -> bool:
-    state = at.round.state
-    return state.current_round > at.number or state.stage == Stage.FINISHED
+def _place(row: Mapping[str, object]) -> dict[str, object]:
+    return {"place": row["place"], **row, "miner": str(row["miner"])[:10]}
 
 
 def _leader(at: Recorded) -> Metadata | None:
-    if not finalized(at) or not at.round.leaders:
+    if not at.round.over or not at.round.leaders:
         return None
     following = at.snapshot.read(paths.schedule(at.number + 1))
     after = read_round(at.snapshot, at.number + 1).leader if following else at.round.leaders[-1]
@@ -401,10 +439,12 @@ def _leader(at: Recorded) -> Metadata | None:
 
 
 def _next_schedule(at: Recorded) -> Metadata | None:
-    if not finalized(at):
+    if not at.round.over:
         return None
     described = _schedule(Recorded(at.repository, at.snapshot, at.number + 1))
-    return {"next_round": dg.MetadataValue.int(at.number + 1), **described} if described else None
+    if described is None:
+        return {"competition": dg.MetadataValue.text("finished")} if at.round.state.stage == Stage.FINISHED else None
+    return {"next_round": dg.MetadataValue.int(at.number + 1), **described}
 
 
 DESCRIPTIONS: dict[str, Callable[[Recorded], Metadata | None]] = {
@@ -424,3 +464,14 @@ DESCRIPTIONS: dict[str, Callable[[Recorded], Metadata | None]] = {
     "next_schedule": _next_schedule,
 }
 """Description of each round asset: None where the repository does not have it."""
+
+
+def description(name: str, at: Recorded) -> Metadata | None:
+    """What the page of a round asset shows; None while its round has not come to it.
+
+    A round that is over has come to everything: what it ended without is said so, and is not missing.
+    """
+    found = DESCRIPTIONS[name](at)
+    if found is None and at.round.over and at.has(paths.round_folder(at.number)):
+        return {"recorded": dg.MetadataValue.text(f"nothing: round {at.number} ended without it")}
+    return found

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import dagster as dg
 
 from gen404_dagster.assets import checks
-from gen404_dagster.assets.common import Progress, commit, described, gather_all, round_number, round_spec
+from gen404_dagster.assets.common import (
+    Progress,
+    adopted,
+    commit,
+    described,
+    gather_all,
+    is_adopted,
+    not_yet,
+    round_number,
+    round_spec,
+)
 from gen404_dagster.competition import duels as rules
 from gen404_dagster.competition import models, paths
 from gen404_dagster.competition.limits import Limits
@@ -78,6 +88,9 @@ def match_matrix(  # type: ignore[no-untyped-def]
 ):
     """Play what is missing until an audit is due or nothing is missing; derive again after each committed match."""
     repository, number = state.get(), round_number(context)
+    if is_adopted(context, repository):
+        yield from adopted(repository, number, "match_matrix")
+        return
     tally = Tally()
     while True:
         snapshot = repository.head()
@@ -102,6 +115,8 @@ def match_matrix(  # type: ignore[no-untyped-def]
         _commit_match(context, state, table, margin, report, snapshot)
     if repository.head(fetch=False).exists(paths.matrix(number)):
         yield described("match_matrix", repository, number, tally.metadata())
+    else:
+        yield from not_yet("match_matrix", repository, number)
 
 
 def _results(snapshot: Snapshot, number: int, hotkey: Hotkey) -> Results | None:
@@ -128,6 +143,8 @@ class Tally:
         self.seconds: list[float] = []
 
     def metadata(self) -> dict[str, dg.MetadataValue]:
+        if not self.asked and not self.remembered:
+            return {}
         counts = {"duels_asked": self.asked, "duels_remembered": self.remembered, "nonsense_answers": self.nonsense}
         counts["orders_disagreed"] = self.disagreed
         found: dict[str, dg.MetadataValue] = {name: dg.MetadataValue.int(value) for name, value in counts.items()}
@@ -266,6 +283,9 @@ def audit_requests(  # type: ignore[no-untyped-def]
     context: dg.AssetExecutionContext, state: StateRepositoryResource, limits: LimitsResource, lane: LaneResource
 ):
     repository, number = state.get(), round_number(context)
+    if is_adopted(context, repository):
+        yield from adopted(repository, number, "audit_requests")
+        return
 
     def decide(snapshot: Snapshot) -> Change | None:
         round_ = read_round(snapshot, number)
@@ -289,3 +309,5 @@ def audit_requests(  # type: ignore[no-untyped-def]
     commit(context, repository, Step(number, "request", token(now.matrix, now.requests)), decide)
     if repository.head(fetch=False).exists(paths.audit_requests(number)):
         yield described("audit_requests", repository, number)
+    else:
+        yield from not_yet("audit_requests", repository, number)

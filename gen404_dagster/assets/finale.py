@@ -3,8 +3,8 @@
 import dagster as dg
 
 from gen404_dagster.assets import checks
-from gen404_dagster.assets.common import commit, described, round_number, round_spec
-from gen404_dagster.assets.describe import finalized, recorded
+from gen404_dagster.assets.common import adopted, commit, described, is_adopted, round_number, round_spec
+from gen404_dagster.assets.describe import recorded
 from gen404_dagster.competition import leadership, models, paths
 from gen404_dagster.competition.models import LEADER, CompetitionStage, Stage, write_json
 from gen404_dagster.competition.stages import Do, Lane, next_step, token
@@ -38,6 +38,9 @@ GROUP = "finale"
 )
 def winner(context: dg.AssetExecutionContext, state: StateRepositoryResource, lane: LaneResource):  # type: ignore[no-untyped-def]
     repository, number = state.get(), round_number(context)
+    if is_adopted(context, repository):
+        yield from adopted(repository, number, "winner")
+        return
 
     def crown(snapshot: Snapshot) -> Change | None:
         round_ = read_round(snapshot, number)
@@ -92,6 +95,9 @@ def finalization(  # type: ignore[no-untyped-def]
 ):
     """One commit: leader, next schedule and state; after the last competition date, leader and state."""
     repository, number = state.get(), round_number(context)
+    if is_adopted(context, repository):
+        yield from adopted(repository, number, "leader", "next_schedule")
+        return
     head = chain.get().head()
 
     def finalize(snapshot: Snapshot) -> Change | None:
@@ -105,13 +111,9 @@ def finalization(  # type: ignore[no-untyped-def]
     now = read_round(repository.head(), number)
     commit(context, repository, Step(number, "finalize", token(now.winner, now.leaders)), finalize)
     at = recorded(repository, number, fetch=False)
-    if not finalized(at):
+    if not at.round.over:
         raise dg.Failure(f"round {number} is not to be finalized: its stage is {at.round.state.stage}")
-    yield described("leader", repository, number) if at.round.leaders else dg.MaterializeResult(asset_key="leader")
-    if at.has(paths.schedule(number + 1)):
-        yield described("next_schedule", repository, number)
-    else:
-        yield dg.MaterializeResult(asset_key="next_schedule", metadata={"competition": "finished"})
+    yield from adopted(repository, number, "leader", "next_schedule")
 
 
 def _finalization(snapshot: Snapshot, number: int, head: Head, block_seconds: int) -> Change:

@@ -6,7 +6,7 @@ from datetime import timedelta
 import dagster as dg
 
 from gen404_dagster.assets import checks
-from gen404_dagster.assets.common import commit, described, round_number, round_spec
+from gen404_dagster.assets.common import adopted, commit, described, is_adopted, round_number, round_spec
 from gen404_dagster.assets.describe import table
 from gen404_dagster.competition import leadership, models, paths
 from gen404_dagster.competition.commitments import Collected, collect_submissions
@@ -44,7 +44,7 @@ GROUP = "intake"
 def schedule(context: dg.AssetExecutionContext, state: StateRepositoryResource, lane: LaneResource):  # type: ignore[no-untyped-def]
     repository = state.get()
     repository.head()
-    yield described("schedule", repository, round_number(context))
+    yield from adopted(repository, round_number(context), "schedule")
 
 
 @dg.multi_asset(
@@ -88,6 +88,9 @@ def opening(  # type: ignore[no-untyped-def]
 ):
     """One commit: seed, prompts, submissions and the stage; or, without a valid submission, the leader's defence."""
     repository, number = state.get(), round_number(context)
+    if is_adopted(context, repository):
+        yield from adopted(repository, number, "seed", "prompts", "submissions")
+        return
     refused: dict[str, dg.MetadataValue] = {}
     if read_round(repository.head(), number).submissions is None:
         head, revealed = chain.get().head(), chain.get().revealed()
@@ -174,6 +177,9 @@ def stage(  # type: ignore[no-untyped-def]
     context: dg.AssetExecutionContext, state: StateRepositoryResource, chain: SimulatedChainResource, lane: LaneResource
 ):
     repository, number = state.get(), round_number(context)
+    if is_adopted(context, repository):
+        yield from adopted(repository, number, "stage")
+        return
     head = chain.get().head()
 
     def advance(snapshot: Snapshot) -> Change | None:
@@ -209,7 +215,7 @@ def stage(  # type: ignore[no-untyped-def]
 )
 def source_audits(
     context: dg.AssetExecutionContext, state: StateRepositoryResource, lane: LaneResource
-) -> Iterator[dg.MaterializeResult]:
+) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     repository = state.get()
     repository.head()
-    yield described("source_audits", repository, round_number(context))
+    yield from adopted(repository, round_number(context), "source_audits")

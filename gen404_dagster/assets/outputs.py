@@ -8,13 +8,20 @@ import asyncio
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import dagster as dg
 
 from gen404_dagster.assets.common import CODE_VERSION, OWNERS, Progress, commit, gather_all, merged
-from gen404_dagster.assets.describe import Recorded, miner_results, table
-from gen404_dagster.assets.pictures import gallery
+from gen404_dagster.assets.describe import (
+    Metadata,
+    Recorded,
+    recorded_miner,
+    recorded_results,
+    stored_gallery,
+    table,
+)
 from gen404_dagster.competition import models, paths
 from gen404_dagster.competition.models import GenerationResult, Hotkey, Results, Stage, Stem, write_json
 from gen404_dagster.competition.stages import RoundState, token
@@ -22,6 +29,8 @@ from gen404_dagster.errors import MinerFault
 from gen404_dagster.partitions import miner_key, round_miners, split_miner_key
 from gen404_dagster.resources.cdn import Downloads
 from gen404_dagster.resources.configured import (
+    ADOPT_TAG,
+    LANE_TAG,
     CdnResource,
     EntropyResource,
     JournalResource,
@@ -63,13 +72,17 @@ def _files(round_: RoundState, hotkeys: Sequence[Hotkey]) -> list[File]:
     return [File(round_.number, hotkey, stem) for hotkey in hotkeys for stem in dict.fromkeys(round_.stems)]
 
 
-def _miners(context: dg.AssetExecutionContext) -> tuple[int, list[Hotkey]]:
-    """Round and miners of a run. Raises dg.Failure when the range spans rounds: those are run one by one."""
-    pairs = [split_miner_key(key) for key in context.partition_keys]
-    numbers = {number for number, _ in pairs}
-    if len(numbers) != 1:
-        raise dg.Failure(f"choose miners of one round, not of rounds {sorted(numbers)}")
-    return numbers.pop(), [hotkey for _, hotkey in pairs]
+def _miners(context: dg.AssetExecutionContext) -> dict[int, list[Hotkey]]:
+    """The miners of a run by their round."""
+    found: dict[int, list[Hotkey]] = {}
+    for number, hotkey in map(split_miner_key, context.partition_keys):
+        found.setdefault(number, []).append(hotkey)
+    return found
+
+
+def _only_adopts(context: dg.AssetExecutionContext, round_: RoundState) -> bool:
+    """Whether this run only reads what is recorded: of a round that is over, or of several rounds at once."""
+    return round_.over or ADOPT_TAG in context.run.tags or len(_miners(context)) > 1
 
 
 @dg.asset(
@@ -94,37 +107,55 @@ def downloads(
     limits: LimitsResource,
     lane: LaneResource,
 ) -> None:
-    number, hotkeys = _miners(context)
-    round_ = read_round(state.get().head(), number)
-    log, objects, submissions = journal.get(), store.get(), round_.submissions or {}
-    live = round_.state.current_round == number and round_.state.stage == Stage.DOWNLOADING
-    launched = "gen404/lane" in context.run.tags
+    repository, log = state.get(), journal.get()
+    snapshot = repository.head()
+    for number, hotkeys in _miners(context).items():
+        at = Recorded(repository, snapshot, number)
+        if at.round.state.stage == Stage.DOWNLOADING and not _only_adopts(context, at.round):
+            _download_missing(context, at.round, hotkeys, log, store.get(), cdn, entropy, limits)
+        for hotkey in hotkeys:
+            _describe_downloads(context, at, hotkey, log)
+
+
+def _download_missing(
+    context: dg.AssetExecutionContext,
+    round_: RoundState,
+    hotkeys: Sequence[Hotkey],
+    log: Journal,
+    objects: ObjectStore,
+    cdn: CdnResource,
+    entropy: EntropyResource,
+    limits: LimitsResource,
+) -> None:
+    number, submissions, launched = round_.number, round_.submissions or {}, LANE_TAG in context.run.tags
     todo = [f for f in _files(round_, hotkeys) if not _is_downloaded(f, submissions, log, objects, final=launched)]
-    if live and todo:
+    if todo:
         entropy.get().generator(f"order of round {number}").shuffle(todo)  # nobody's CDN is always first
         progress = Progress(context, log, number, "download", len(todo))
         downloader = cdn.get(limits.get(), entropy.get())
         asyncio.run(_download(todo, submissions, downloader, objects, log, progress))
-    for hotkey in hotkeys:
-        rows = [
-            (file, log.get(number, file.unit("download"), _source(submissions, file)))
-            for file in _files(round_, [hotkey])
-        ]
-        failed = [
-            {"prompt": file.stem[:16], "reason": done["fault"]} for file, done in rows if done and "fault" in done
-        ]
-        sizes = [done["size"] for _, done in rows if done and "size" in done]
-        context.add_asset_metadata(
-            {
-                "files": len(sizes),
-                "failed": len(failed),
-                "megabytes": round(sum(sizes) / 1e6, 3),
-                "cdn": submissions[hotkey].cdn_url if hotkey in submissions else "not a miner of this round",
-                "failures": table(failed),
-            },
-            asset_key="downloads",
-            partition_key=miner_key(number, hotkey),
-        )
+
+
+def _describe_downloads(context: dg.AssetExecutionContext, at: Recorded, hotkey: Hotkey, log: Journal) -> None:
+    """What the journal knows of a miner's downloads; without it, what is recorded of them."""
+    submissions = at.round.submissions or {}
+    rows = [
+        (file, log.get(at.number, file.unit("download"), _source(submissions, file)))
+        for file in _files(at.round, [hotkey])
+    ]
+    failed = [{"prompt": file.stem[:16], "reason": done["fault"]} for file, done in rows if done and "fault" in done]
+    sizes = [done["size"] for _, done in rows if done and "size" in done]
+    cdn = submissions[hotkey].cdn_url if hotkey in submissions else "not a miner of this round"
+    metadata: Metadata = {
+        "files": dg.MetadataValue.int(len(sizes)),
+        "failed": dg.MetadataValue.int(len(failed)),
+        "megabytes": dg.MetadataValue.float(round(sum(sizes) / 1e6, 3)),
+        "cdn": dg.MetadataValue.text(cdn),
+        **({"failures": table(failed)} if failed else {}),
+    }
+    if not any(done for _, done in rows):
+        metadata = {**recorded_miner(at, hotkey), "cdn": metadata["cdn"]}
+    context.add_asset_metadata(metadata, asset_key="downloads", partition_key=miner_key(at.number, hotkey))
 
 
 def _source(submissions: models.Submissions, file: File) -> str:
@@ -189,9 +220,47 @@ def renders(
     limits: LimitsResource,
     lane: LaneResource,
 ) -> None:
-    number, hotkeys = _miners(context)
     repository, log, objects = state.get(), journal.get(), store.get()
-    round_ = read_round(repository.head(), number)
+    head = repository.head()
+    for number, hotkeys in _miners(context).items():
+        round_ = read_round(head, number)
+        if _only_adopts(context, round_):
+            _restore_previews(head, round_, hotkeys, renderer, objects)
+        else:
+            _render_missing(context, state, round_, hotkeys, log, objects, renderer, limits)
+    now = repository.head(fetch=False)
+    for number, hotkeys in _miners(context).items():
+        at = Recorded(repository, now, number)
+        for hotkey in hotkeys:
+            _describe_renders(context, at, hotkey, objects, log)
+
+
+def _restore_previews(
+    snapshot: Snapshot, round_: RoundState, hotkeys: Sequence[Hotkey], renderer: RendererResource, objects: ObjectStore
+) -> None:
+    """Render lost previews of files that the store still has. What is recorded stays as it is."""
+    for hotkey in hotkeys:
+        kept = set(objects.list(f"rounds/{round_.number}/{hotkey}/submitted/"))
+        if not kept:
+            continue
+        for stem, result in (read_results(snapshot, round_.number, hotkey, "submitted") or {}).items():
+            file = File(round_.number, hotkey, stem)
+            if result.png and file.key("glb") in kept and file.key("png") not in kept:
+                with suppress(MinerFault):
+                    objects.put(file.key("png"), renderer.get().preview(objects.read(file.key("glb"))), PNG)
+
+
+def _render_missing(
+    context: dg.AssetExecutionContext,
+    state: StateRepositoryResource,
+    round_: RoundState,
+    hotkeys: Sequence[Hotkey],
+    log: Journal,
+    objects: ObjectStore,
+    renderer: RendererResource,
+    limits: LimitsResource,
+) -> None:
+    number = round_.number
     mine = [hotkey for hotkey in hotkeys if hotkey in (round_.submissions or {})]
     progress = Progress(context, log, number, "render", len(_files(round_, mine)))
 
@@ -214,9 +283,6 @@ def renders(
         await gather_all(*(miner(hotkey) for hotkey in mine))
 
     asyncio.run(render_all())
-    at = Recorded(repository, repository.head(fetch=False), number)
-    for hotkey in hotkeys:
-        _describe_renders(context, at, hotkey, objects, log)
 
 
 def _render(file: File, renderer: Renderer, objects: ObjectStore, log: Journal) -> None:
@@ -285,19 +351,17 @@ def _commit_submitted(
 def _describe_renders(
     context: dg.AssetExecutionContext, at: Recorded, hotkey: Hotkey, objects: ObjectStore, log: Journal
 ) -> None:
-    metadata = miner_results(at, hotkey)
-    if metadata is None:
-        return
-    results = read_results(at.snapshot, at.number, hotkey, "submitted") or {}
+    results = recorded_results(at, hotkey)
     faults = file_faults(log, at.number, hotkey)
     refused = [{"prompt": stem[:16], "reason": faults[stem]} for stem in results if stem in faults]
     pictures = [(stem, _preview(File(at.number, hotkey, stem), objects)) for stem in at.round.stems if stem in results]
-    extra = {
-        "refused": dg.MetadataValue.int(len(refused)),
-        "previews_gallery": gallery(pictures),
-        "refusals": table(refused),
-    }
-    context.add_asset_metadata(merged(metadata, extra), asset_key="renders", partition_key=miner_key(at.number, hotkey))
+    extra: Metadata = {"refused": dg.MetadataValue.int(len(refused))} if refused or not at.round.over else {}
+    extra |= stored_gallery("previews_gallery", pictures)
+    if refused:
+        extra["refusals"] = table(refused)
+    context.add_asset_metadata(
+        merged(recorded_miner(at, hotkey), extra), asset_key="renders", partition_key=miner_key(at.number, hotkey)
+    )
 
 
 def _preview(file: File, objects: ObjectStore) -> bytes | None:

@@ -33,7 +33,7 @@ def gallery(pictures: Sequence[tuple[str, bytes | None]]) -> dg.MarkdownMetadata
                 )
         draw.text((x + 4, y + _TILE), label[:28], fill="#444444", font=font)
     more = f"\n\n{len(pictures) - len(shown)} more are not shown." if len(pictures) > len(shown) else ""
-    return dg.MetadataValue.md(_as_markdown(sheet, "previews", "JPEG") + more)
+    return dg.MetadataValue.md(as_markdown(sheet, "previews", "JPEG") + more)
 
 
 def heat_map(order: Sequence[Hotkey], margins: Margins, names: Mapping[Hotkey, str]) -> dg.MarkdownMetadataValue:
@@ -57,7 +57,7 @@ def heat_map(order: Sequence[Hotkey], margins: Margins, names: Mapping[Hotkey, s
             draw.rectangle(box, fill="#eeeeee" if margin is None else _colour(margin))
             if margin is not None:
                 draw.text((x + 9, y + cell // 2 - 7), f"{margin:+.3f}"[:7], fill="#111111", font=font)
-    return dg.MetadataValue.md(_as_markdown(sheet, "match matrix", "PNG"))
+    return dg.MetadataValue.md(as_markdown(sheet, "match matrix", "PNG"))
 
 
 def _colour(margin: float) -> str:
@@ -66,7 +66,7 @@ def _colour(margin: float) -> str:
     return "#{:02x}{:02x}{:02x}".format(*(round(255 + (part - 255) * strength) for part in towards))
 
 
-def _as_markdown(picture: Image.Image, alt: str, form: str) -> str:
+def as_markdown(picture: Image.Image, alt: str, form: str) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, form, quality=82)
     data = base64.b64encode(buffer.getvalue()).decode()

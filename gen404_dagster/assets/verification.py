@@ -14,8 +14,18 @@ from dataclasses import dataclass
 import dagster as dg
 
 from gen404_dagster.assets import checks
-from gen404_dagster.assets.common import Progress, commit, described, gather_all, round_number, round_spec
-from gen404_dagster.assets.pictures import gallery
+from gen404_dagster.assets.common import (
+    Progress,
+    adopted,
+    commit,
+    described,
+    gather_all,
+    is_adopted,
+    not_yet,
+    round_number,
+    round_spec,
+)
+from gen404_dagster.assets.describe import Metadata, stored_gallery
 from gen404_dagster.competition import audits, models, paths
 from gen404_dagster.competition.limits import Limits
 from gen404_dagster.competition.models import (
@@ -192,6 +202,11 @@ def leader_baseline(  # type: ignore[no-untyped-def]
     lane: LaneResource,
 ):
     repository, number = state.get(), round_number(context)
+    if is_adopted(context, repository):
+        yield from adopted(
+            repository, number, "leader_baseline", extra=_gallery(repository.head(fetch=False), number, LEADER, store)
+        )
+        return
     round_ = read_round(repository.head(), number)
     leader = round_.leader
     if round_.baseline_missing and leader is not None:
@@ -215,12 +230,12 @@ def leader_baseline(  # type: ignore[no-untyped-def]
     )
 
 
-def _gallery(snapshot: Snapshot, number: int, hotkey: Hotkey, store: LocalStoreResource) -> dict[str, dg.MetadataValue]:
+def _gallery(snapshot: Snapshot, number: int, hotkey: Hotkey, store: LocalStoreResource) -> Metadata:
     objects = store.get()
     results = read_results(snapshot, number, hotkey, "generated") or {}
     keys = {stem: objects.key_of(result.png) if result.png else None for stem, result in results.items()}
     pictures = [(stem, objects.read(key) if key and objects.exists(key) else None) for stem, key in keys.items()]
-    return {"previews_gallery": gallery(pictures)}
+    return stored_gallery("previews_gallery", pictures)
 
 
 def _commit_generated(
@@ -292,6 +307,9 @@ def builds(  # type: ignore[no-untyped-def]
     lane: LaneResource,
 ):
     repository, number, bounds = state.get(), round_number(context), limits.get()
+    if is_adopted(context, repository):
+        yield from adopted(repository, number, "builds")
+        return
     deadline = time.monotonic() + bounds.build_timeout_seconds
     while True:
         round_ = read_round(repository.head(), number)
@@ -367,6 +385,11 @@ def generation_audits(  # type: ignore[no-untyped-def]
 ):
     """Audit until no request is open; requests that arrive meanwhile are taken up."""
     repository, number = state.get(), round_number(context)
+    if is_adopted(context, repository):
+        yield from adopted(
+            repository, number, "generation_audits", extra=_audit_pictures(repository.head(fetch=False), number, store)
+        )
+        return
 
     async def audit_all() -> None:
         async with cdn.get(limits.get(), entropy.get()) as downloader:
@@ -389,6 +412,8 @@ def generation_audits(  # type: ignore[no-untyped-def]
         yield described(
             "generation_audits", repository, number, _audit_pictures(repository.head(fetch=False), number, store)
         )
+    else:
+        yield from not_yet("generation_audits", repository, number)
 
 
 async def _audit(
@@ -418,7 +443,7 @@ async def _audit(
     await asyncio.to_thread(_commit_generated, context, state, round_.number, hotkey, made, verdict)
 
 
-def _audit_pictures(snapshot: Snapshot, number: int, store: LocalStoreResource) -> dict[str, dg.MetadataValue]:
+def _audit_pictures(snapshot: Snapshot, number: int, store: LocalStoreResource) -> Metadata:
     """Submitted beside regenerated, the most different first: what the verdict saw."""
     objects, round_ = store.get(), read_round(snapshot, number)
     pairs = []
@@ -435,4 +460,4 @@ def _audit_pictures(snapshot: Snapshot, number: int, store: LocalStoreResource) 
         for label, url in ((f"{hotkey[:8]} submitted", first), (f"regenerated, d {distance:.3f}", second)):
             key = objects.key_of(url or "")
             tiles.append((label, objects.read(key) if key and objects.exists(key) else None))
-    return {"submitted_and_regenerated": gallery(tiles)} if tiles else {}
+    return stored_gallery("submitted_and_regenerated", tiles)

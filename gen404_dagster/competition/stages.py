@@ -88,6 +88,13 @@ class RoundState:
         return f"{self.config.name}-{self.number}"
 
     @property
+    def over(self) -> bool:
+        """Whether nothing of this round changes any more."""
+        return self.state.current_round > self.number or (
+            self.state.current_round == self.number and self.state.stage == Stage.FINISHED
+        )
+
+    @property
     def stems(self) -> tuple[Stem, ...]:
         return tuple(stem_of(url) for url in self.prompts or ())
 

@@ -29,6 +29,7 @@ from gen404_dagster.resources.lanes import LaneLocks
 from gen404_dagster.resources.object_store import LocalObjectStore, ObjectStore
 from gen404_dagster.resources.pods.local import LocalPods
 from gen404_dagster.resources.pods.protocol import PodProvider
+from gen404_dagster.resources.recorded_folder import RecordedFolder, is_recorded_folder
 from gen404_dagster.resources.renderer import Renderer
 from gen404_dagster.resources.state_repo import StateRepository
 from gen404_dagster.settings import Settings
@@ -36,6 +37,12 @@ from gen404_dagster.settings import Settings
 LANE_TAG = "gen404/lane"
 TOKEN_TAG = "gen404/token"
 """Tags of a run: the lane it holds ("<round>/<lane>") and the piece of work it does."""
+
+ADOPT_TAG = "gen404/adopt"
+BACKFILL_TAG = "dagster/backfill"
+"""Tags of a run that only adopts what is recorded: Dagster gives the second to each run of a backfill."""
+BACKFILL_LANE = "backfill"
+"""Such a run waits for no lane of its round and holds this one, so that its death is noticed too."""
 
 LANE_OF_ASSET = {
     "match_matrix": Lane.DUELS,
@@ -47,7 +54,7 @@ LANE_OF_ASSET = {
 
 
 class StateRepositoryResource(dg.ConfigurableResource):
-    """The competition's git repository: the truth."""
+    """The competition's git repository: the truth. A plain folder of its files can be read, not written."""
 
     remote: str = Field(description="URL or path of the repository.")
     mirror: str = Field(description="Folder of the local bare mirror.")
@@ -57,6 +64,8 @@ class StateRepositoryResource(dg.ConfigurableResource):
     def get(self) -> StateRepository:
         if not self.remote:
             raise OperatorError("GEN404_STATE_REPO is not set: name the competition's git repository, or run `make ui`")
+        if is_recorded_folder(self.remote):
+            return RecordedFolder(Path(self.remote))
         return _state_repository(self.remote, self.mirror, self.branch, self.author)
 
 
@@ -70,6 +79,11 @@ class JournalResource(dg.ConfigurableResource):
 
     path: str
     repository: str = Field(description="State repository that the checkpoints belong to.")
+
+    @property
+    def folder(self) -> Path:
+        """The pipeline's folder of data, in which the journal lies."""
+        return Path(self.path).parent
 
     def get(self) -> Journal:
         return _journal(self.path, self.repository)
@@ -235,6 +249,11 @@ class LaneResource(dg.ConfigurableResource):
         return LaneLocks(Path(self.folder))
 
 
+def only_adopts(run: dg.DagsterRun) -> bool:
+    """Whether a run may only read what is recorded, whatever its round still lacks."""
+    return ADOPT_TAG in run.tags or BACKFILL_TAG in run.tags
+
+
 def lane_of_run(run: dg.DagsterRun) -> tuple[int | None, str | None]:
     """Round and lane that a run works on: from its tag, else from its partition and what it materializes."""
     tagged = run.tags.get(LANE_TAG)
@@ -244,6 +263,8 @@ def lane_of_run(run: dg.DagsterRun) -> tuple[int | None, str | None]:
     key = run.tags.get("dagster/partition") or run.tags.get("dagster/asset_partition_range_start")
     if key is None:
         return None, None
+    if only_adopts(run) and "|" not in key:
+        return int(key), BACKFILL_LANE
     names = {asset.path[-1] for asset in run.asset_selection or ()}
     lane = LANE_OF_JOB.get(run.job_name) or next((LANE_OF_ASSET[n] for n in names if n in LANE_OF_ASSET), Lane.MAIN)
     return split_miner_key(key)[0], str(lane)

@@ -10,7 +10,7 @@ import dagster as dg
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from gen404_dagster.assets import checks
-from gen404_dagster.assets.describe import DESCRIPTIONS, Recorded, miner_results
+from gen404_dagster.assets.describe import DESCRIPTIONS, Recorded, description, miner_results
 from gen404_dagster.competition.stages import Lane
 from gen404_dagster.partitions import miner_key, round_miners, rounds
 from gen404_dagster.resources.configured import LANE_OF_ASSET
@@ -53,7 +53,7 @@ def unknown_to_dagster(
             continue
         found = False
         for name in missing:
-            metadata = DESCRIPTIONS[name](at)
+            metadata = description(name, at)
             if metadata is not None:
                 found = True
                 yield dg.AssetMaterialization(
@@ -93,9 +93,14 @@ def passed_since(instance: dg.DagsterInstance, repository: StateRepository, snap
         evaluation = record.evaluation if record.status == AssetCheckExecutionRecordStatus.FAILED else None
         number = evaluation.metadata.get("round") if evaluation else None
         if isinstance(number, dg.IntMetadataValue) and number.value is not None:
-            result = keys[key].evaluate(Recorded(repository, snapshot, number.value))
-            if result.passed:
-                yield as_evaluation(result, keys[key])
+            at, asset = Recorded(repository, snapshot, number.value), key.asset_key.to_user_string()
+            result, metadata = keys[key].evaluate(at), description(asset, at)
+            if result.passed and metadata is not None:
+                yield dg.AssetMaterialization(
+                    asset, partition=str(number.value), description=f"{key.name} holds now", metadata=metadata
+                )
+                # Dagster shows checks of the latest materialization only: all of the asset's are given again.
+                yield from (as_evaluation(check.evaluate(at), check) for check in checks.CHECKS if check.asset == asset)
 
 
 def as_evaluation(result: dg.AssetCheckResult, check: checks.Check) -> dg.AssetCheckEvaluation:
@@ -104,7 +109,7 @@ def as_evaluation(result: dg.AssetCheckResult, check: checks.Check) -> dg.AssetC
         check_name=check.name,
         passed=bool(result.passed),
         metadata=result.metadata,
-        severity=check.severity,
+        severity=result.severity,
         description=result.description,
         blocking=check.blocking,
     )

@@ -35,12 +35,13 @@ class Launch:
 
 @dataclass(frozen=True)
 class Hold:
-    """Launch nothing on `lane`: why, and the block that changes it."""
+    """Launch nothing on `lane`: why, and the block that changes it. `retry_in`: seconds until the next try."""
 
     lane: Lane
     why: str
     until: Block | None = None
-    stuck: bool = False
+    busy: bool = False
+    retry_in: float | None = None
 
 
 def decide(
@@ -52,7 +53,7 @@ def decide(
 
 def _lane(lane: Lane, due: Decision, busy: str | None, past: Sequence[PastRun], now: float) -> Launch | Hold:
     if busy is not None:
-        return Hold(lane, f"run {busy[:8]} is at work")
+        return Hold(lane, f"run {busy[:8]} is at work", busy=True)
     if not isinstance(due, Do):
         return Hold(lane, due.why, due.until)
     fruitless = sum(run.succeeded for run in past)
@@ -60,12 +61,12 @@ def _lane(lane: Lane, due: Decision, busy: str | None, past: Sequence[PastRun], 
         why = (
             f"{due.job} ended {fruitless} times without progress ({due.why}): look at its runs, then launch it by hand"
         )
-        return Hold(lane, why, stuck=True)
+        return Hold(lane, why)
     failures = [run.ended for run in past if not run.succeeded]
     if failures:
         left = max(failures) + pause_after(len(failures)) - now
         if left > 0:
-            return Hold(lane, f"{due.job} failed {len(failures)} times, next try in {left:.0f} s", stuck=True)
+            return Hold(lane, f"{due.job} failed {len(failures)} times, next try in {left:.0f} s", retry_in=left)
     return Launch(lane, due, attempt=len(past))
 
 

@@ -16,6 +16,7 @@ from gen404_dagster.errors import OperatorError, Unavailable
 from gen404_dagster.jobs import jobs
 from gen404_dagster.partitions import miner_key, round_miners, rounds
 from gen404_dagster.resources.configured import (
+    BACKFILL_LANE,
     LANE_TAG,
     TOKEN_TAG,
     LaneResource,
@@ -34,6 +35,8 @@ ACTIVE = [
     DagsterRunStatus.STARTED,
     DagsterRunStatus.CANCELING,
 ]
+FORGIVEN_TAG = "gen404/forgiven"
+STARTED = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
 
 
@@ -61,7 +64,7 @@ def look(instance: dg.DagsterInstance, round_: RoundState, block: int) -> Look:
         Lane(lane): run.run_id
         for run in active
         for number, lane in [lane_of_run(run)]
-        if lane and number == round_.number
+        if lane and lane != BACKFILL_LANE and number == round_.number
     }
     past = {
         lane: _past_runs(instance, work_of(round_.number, step)) for lane, step in due.items() if isinstance(step, Do)
@@ -77,24 +80,35 @@ def work_of(number: int, step: Do) -> str:
 def _past_runs(instance: dg.DagsterInstance, work: str) -> list[PastRun]:
     records = instance.get_run_records(RunsFilter(tags={TOKEN_TAG: work}, statuses=FINISHED))
     return [
-        PastRun(r.dagster_run.status == DagsterRunStatus.SUCCESS, r.end_time or r.update_timestamp.timestamp())
+        PastRun(
+            r.dagster_run.status == DagsterRunStatus.SUCCESS,
+            0.0 if FORGIVEN_TAG in r.dagster_run.tags else r.end_time or r.update_timestamp.timestamp(),
+        )
         for r in records
     ]
 
 
-def bury_dead_runs(instance: dg.DagsterInstance, locks: LaneLocks, grace_seconds: float) -> list[str]:
+def bury_dead_runs(
+    instance: dg.DagsterInstance,
+    locks: LaneLocks,
+    grace_seconds: float,
+    statuses: Sequence[DagsterRunStatus] = STARTED,
+    *,
+    forgive: bool = False,
+) -> list[str]:
     """Report active runs whose lane lock is free as failed, and free their pool slots. Returns their ids.
 
     A run takes its lock when it starts and keeps it until its process ends: a free lock after `grace_seconds` is a
-    death certificate.
+    death certificate. With `forgive` their work is launched again without a pause.
     """
     dead = []
-    started = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
-    for record in instance.get_run_records(RunsFilter(statuses=started)):
+    for record in instance.get_run_records(RunsFilter(statuses=list(statuses))):
         run = record.dagster_run
         number, lane = lane_of_run(run)
         age = time.time() - (record.start_time or record.create_timestamp.timestamp())
         if number is not None and lane is not None and age >= grace_seconds and locks.is_free(number, lane):
+            if forgive:
+                instance.add_run_tags(run.run_id, {FORGIVEN_TAG: "killed"})
             instance.report_run_failed(run, "the run's process has died: its lane lock is free; it is started again")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             dead.append(run.run_id)
@@ -134,14 +148,19 @@ def make_round_sensor(dead_run_grace_seconds: float) -> dg.SensorDefinition:
         try:
             repository = state.get()
             snapshot = repository.head()
-            head = chain.get().head()
             round_ = read_round(snapshot)
         except (Unavailable, OperatorError) as error:
             return dg.SkipReason(str(error))
-        seen = look(instance, round_, head.block)
         for run_id in buried:
             context.log.warning(f"run {run_id} had died: reported as failed")
-        busy = {answer.lane for answer in seen.answers if isinstance(answer, Hold) and answer.why.startswith("run ")}
+        try:
+            seen = look(instance, round_, chain.get().head().block)
+        except (Unavailable, OperatorError) as error:  # what is recorded can be shown without a chain
+            seen, without = Look(round_, 0, ()), str(error)
+            busy = set(Lane)
+        else:
+            without = ""
+            busy = {answer.lane for answer in seen.answers if isinstance(answer, Hold) and answer.busy}
         keys = missing_partitions(instance, snapshot, round_.number)
         requests = [
             partitions.build_add_request(keys[partitions.name or ""])
@@ -156,8 +175,8 @@ def make_round_sensor(dead_run_grace_seconds: float) -> dg.SensorDefinition:
             run_requests=launches,
             dynamic_partitions_requests=requests,
             asset_events=events,
-            skip_reason=None if launches else dg.SkipReason(seen.words()),
-            cursor=f"{snapshot.commit}@{head.block}",
+            skip_reason=None if launches else dg.SkipReason(without or seen.words()),
+            cursor=f"{snapshot.commit}@{seen.block}",
         )
 
     return round_sensor

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from time import monotonic, sleep, time
 
 import git
 
@@ -26,6 +27,8 @@ BRANCH = "main"
 ORGANISER = git.Actor("404 organiser", "organiser@404.invalid")
 AUDITOR = git.Actor("Source auditor", "auditor@404.invalid")
 PUSH_ATTEMPTS = 50
+PUSH_PAUSE_SECONDS = 0.1
+DEAD_LOCK_SECONDS = 2.0  # git locks a ref of this remote for milliseconds; an older lock was left by a kill
 
 
 class Remote:
@@ -119,6 +122,27 @@ def _opening_files(cast: Cast, pool: Pool, prompts: int) -> dict[str, str]:
     }
 
 
+def remove_dead_locks(remote: Path) -> bool:
+    """Remove locks that killed pushes have left on the branch and on HEAD; whether a young one may still be held."""
+    young = False
+    for lock in (remote / "HEAD.lock", *(remote / "refs" / "heads").rglob("*.lock")):
+        try:
+            if time() - lock.stat().st_mtime > DEAD_LOCK_SECONDS:
+                lock.unlink()
+            else:
+                young = True
+        except FileNotFoundError:
+            continue
+    return young
+
+
+def wait_out_dead_locks(remote: Path) -> None:
+    """Return when no push can be stopped by a lock that nobody holds; after a kill that takes DEAD_LOCK_SECONDS."""
+    deadline = monotonic() + 2 * DEAD_LOCK_SECONDS
+    while remove_dead_locks(remote) and monotonic() < deadline:
+        sleep(0.05)
+
+
 class SourceAuditor:
     """Looks at submitted source code as a person would: a second writer of the state repository."""
 
@@ -128,7 +152,7 @@ class SourceAuditor:
         self._missing_sources = {h for h, miner in cast.miners.items() if not miner.role.source_exists}
         self._one_at_a_time = threading.Lock()
 
-    def review(self, time: datetime) -> list[Hotkey]:
+    def review(self, now: datetime) -> list[Hotkey]:
         """Enter the verdicts that are due, in one commit; returns whose. Looks again after a lost race."""
         with self._one_at_a_time:
             if not self._due(self._remote.head())[1]:
@@ -136,11 +160,11 @@ class SourceAuditor:
             with _temporary_folder(self._scratch) as folder:
                 checkout = git.Repo.clone_from(str(self._remote.path), folder / "checkout", branch=BRANCH)
                 try:
-                    return self._enter(checkout, time)
+                    return self._enter(checkout, now)
                 finally:
                     checkout.close()
 
-    def _enter(self, checkout: git.Repo, time: datetime) -> list[Hotkey]:
+    def _enter(self, checkout: git.Repo, now: datetime) -> list[Hotkey]:
         for _ in range(PUSH_ATTEMPTS):
             number, due = self._due(checkout.head.commit.hexsha)
             if not due:
@@ -150,12 +174,14 @@ class SourceAuditor:
             text = models.write_json(models.SOURCE_AUDITS, [*before, *due])
             passed = sum(audit.verdict == "passed" for audit in due)
             subject = f"Source audit of round {number}: {passed} passed, {len(due) - passed} failed"
-            _commit(checkout, {path: text}, subject, AUDITOR, time)
+            _commit(checkout, {path: text}, subject, AUDITOR, now)
             try:
                 checkout.git.push("origin", BRANCH)
             except git.GitCommandError as error:
                 if "rejected" not in str(error.stderr) and "cannot lock ref" not in str(error.stderr):
                     raise
+                remove_dead_locks(self._remote.path)
+                sleep(PUSH_PAUSE_SECONDS)
                 checkout.git.fetch("origin")
                 checkout.git.reset("--hard", f"origin/{BRANCH}")
             else:
@@ -189,14 +215,14 @@ class SourceAuditor:
         return models.read_json(models.SOURCE_AUDITS, text) if text else []
 
 
-def _commit(checkout: git.Repo, files: dict[str, str], subject: str, author: git.Actor, time: datetime) -> None:
+def _commit(checkout: git.Repo, files: dict[str, str], subject: str, author: git.Actor, when: datetime) -> None:
     root = Path(checkout.working_dir)
     for path, text in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(text.encode())
     checkout.index.add(list(files))
     # The world's time, not the machine's: equal worlds make equal commits.
-    checkout.index.commit(subject, author=author, committer=author, author_date=time, commit_date=time)
+    checkout.index.commit(subject, author=author, committer=author, author_date=when, commit_date=when)
 
 
 @contextmanager

@@ -39,12 +39,11 @@ from gen404_dagster.simulation.parameters import (
     write_atomic,
 )
 from gen404_dagster.simulation.prompts import Pool, make_pool, real_pictures
-from gen404_dagster.simulation.remote import Remote, SourceAuditor, open_competition
+from gen404_dagster.simulation.remote import Remote, SourceAuditor, open_competition, wait_out_dead_locks
 from gen404_dagster.simulation.serving import serve
 
 LOCK_SECONDS = 10.0  # a world whose parent has just died needs a moment to end
 BIND_SECONDS = 10.0
-STALE_LOCK_SECONDS = 10.0
 GLB = "model/gltf-binary"
 
 
@@ -295,7 +294,7 @@ def run_world(
             write_atomic(workdir.record, record.model_dump_json(indent=2))
         pool = make_pool(workdir, record.parameters)
         open_competition(workdir.remote, workdir.scratch, Cast(record.parameters, record.port), pool)
-        _remove_stale_locks(workdir.remote)
+        wait_out_dead_locks(workdir.remote)
         world = EmbeddedWorld(workdir, record, pool)
         if blocks_per_second > 0:
             threading.Thread(target=world.pass_time, args=(blocks_per_second,), name="time", daemon=True).start()
@@ -332,16 +331,6 @@ def _bind(port: int) -> socket.socket:
                     f"port {port} of this workdir is taken ({error.strerror}): end the process that listens there"
                 ) from error
             time.sleep(0.1)
-
-
-def _remove_stale_locks(remote: Path) -> None:
-    """A killed push can leave a lock on the branch that no one will ever release."""
-    for lock in (remote / "refs" / "heads").rglob("*.lock"):
-        try:
-            if time.time() - lock.stat().st_mtime > STALE_LOCK_SECONDS:
-                lock.unlink()
-        except FileNotFoundError:
-            continue
 
 
 def main(arguments: list[str] | None = None) -> int:

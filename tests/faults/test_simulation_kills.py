@@ -31,7 +31,9 @@ def assert_kills_change_nothing(folder: Path, undisturbed: Played, dice: random.
     raise AssertionError(f"{TRIES} simulations were not killed where they should be; the last one: {kills}")
 
 
-def test_a_simulation_killed_ten_times_ends_as_an_undisturbed_one(tmp_path: Path, undisturbed: list[Played]) -> None:
+def test_a_simulation_killed_ten_times_ends_as_an_undisturbed_one(
+    tmp_path: Path, undisturbed: tuple[Played, Played]
+) -> None:
     assert_kills_change_nothing(tmp_path, undisturbed[0], random.Random(404))
 
 

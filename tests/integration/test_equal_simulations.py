@@ -18,7 +18,7 @@ def assert_equal(first: Played, second: Played, rounds: int) -> None:
     second.simulation.assert_equals(first.simulation)
 
 
-def test_one_small_round_played_twice_is_the_same(undisturbed: list[Played]) -> None:
+def test_one_small_round_played_twice_is_the_same(undisturbed: tuple[Played, Played]) -> None:
     assert_equal(*undisturbed, rounds=1)
 
 
@@ -26,4 +26,5 @@ def test_one_small_round_played_twice_is_the_same(undisturbed: list[Played]) -> 
 @pytest.mark.timeout(3600)
 def test_three_rounds_played_twice_are_the_same(tmp_path: Path) -> None:
     three = ("--rounds", "3", *FULL)
-    assert_equal(*play_side_by_side(Simulation(tmp_path / "A", *three), Simulation(tmp_path / "B", *three)), rounds=3)
+    first, second = play_side_by_side(Simulation(tmp_path / "A", *three), Simulation(tmp_path / "B", *three))
+    assert_equal(first, second, rounds=3)

@@ -8,7 +8,9 @@ import dagster as dg
 from tests.simulations import Moment, Played, Simulation
 
 
-def test_deleting_the_dagster_directory_in_the_middle_loses_nothing(tmp_path: Path, undisturbed: list[Played]) -> None:
+def test_deleting_the_dagster_directory_in_the_middle_loses_nothing(
+    tmp_path: Path, undisturbed: tuple[Played, Played]
+) -> None:
     whole = undisturbed[0]
     simulation = Simulation(tmp_path / "lost", *whole.simulation.options)
     fell = simulation.kill_at(Moment(0, None, at_push=("audit",)))

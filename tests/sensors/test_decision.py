@@ -31,7 +31,7 @@ def test_a_fruitless_success_is_tried_again_three_times_then_waits_for_an_operat
         assert answer == Launch(Lane.DUELS, DUE, attempt=runs)
     stuck = only(DUE, past=[PastRun(True, 0.0)] * 3)
     assert isinstance(stuck, Hold)
-    assert stuck.stuck
+    assert stuck.retry_in is None
     assert "3 times without progress" in stuck.why
 
 
