@@ -12,6 +12,7 @@ import io
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -22,12 +23,15 @@ CHROMIUM_ARGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 GROUPS = 5
+MATRIX_WIDTH = 1980
+"""Wide enough for the table beside the heat map."""
+SELECTION = 'not group:"insights"'
 
 
 def lineage(page: Page, base: str) -> bytes:
     """All assets of a round, groups expanded, without the frame of the page."""
-    page.set_viewport_size({"width": 2760, "height": 1400})
-    page.goto(f"{base}/asset-groups")
+    page.set_viewport_size({"width": 2960, "height": 1520})
+    page.goto(f"{base}/asset-groups~{quote(SELECTION)}/")
     page.locator("foreignObject").filter(has_text="finale").first.wait_for()
     page.keyboard.press("Alt+e")  # expand all groups
     groups = page.locator("foreignObject.group")
@@ -42,8 +46,9 @@ def lineage(page: Page, base: str) -> bytes:
 
 def match_matrix(page: Page, base: str, number: int) -> bytes:
     """Timeline, table and heat map of a round; the heat map's dialog is moved aside so that nothing is covered."""
-    page.set_viewport_size({"width": 1800, "height": 1380})
+    page.set_viewport_size({"width": MATRIX_WIDTH, "height": 1500})
     page.goto(f"{base}/assets/match_matrix?view=partitions&partition={number}")
+    page.get_by_text("Hide navigation").click()
     page.get_by_text("[Show Markdown]").click()
     dialog = page.get_by_role("dialog")
     dialog.locator("img").evaluate("picture => picture.decode()")
@@ -52,7 +57,7 @@ def match_matrix(page: Page, base: str, number: int) -> bytes:
     now = dialog.bounding_box()
     assert target
     assert now
-    aside, below = 1800 - 16 - now["width"] - now["x"], target["y"] + 20 - now["y"]
+    aside, below = MATRIX_WIDTH - 16 - now["width"] - now["x"], target["y"] + 40 - now["y"]
     dialog.evaluate(
         """(dialog, move) => {
             dialog.style.transform = `translate(${move[0]}px, ${move[1]}px)`;
@@ -77,7 +82,7 @@ def main(base: str, number: int) -> None:
         sys.exit("screenshots: Chromium is not installed: apt install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGS)
-        page = browser.new_page()
+        page = browser.new_page(device_scale_factor=1.4)
         save(lineage(page, base), "lineage.png")
         save(match_matrix(page, base, number), "match-matrix.png")
         browser.close()

@@ -322,6 +322,28 @@ def backfill(
 
 
 @app.command()
+def replay(
+    state_repo: Annotated[str, typer.Argument(help="The record: a folder, or a git repository by path or URL.")],
+    rounds: Annotated[str | None, typer.Option(help="Rounds A-B, or one. Default: all there are.")] = None,
+    at: Annotated[str | None, typer.Option(help="Read a git repository as it was at this commit.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="LIMIT=VALUE: show which rounds would have ended differently under it. Repeatable."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Derive recorded rounds again from their own inputs and compare with the record; exit code 1 if anything deviates.
+
+    What does not follow from the rules is either explained, naming the file that proves it, or deviates.
+
+    Examples: `gen404 replay ../shared/history/competition-1`, `gen404 replay STATE_REPO --set win_margin=0.03`
+    """
+    from gen404_dagster.replay.command import run_replay
+
+    raise typer.Exit(0 if run_replay(state_repo, rounds, at, changes or [], as_json) else 1)
+
+
+@app.command()
 def doctor(as_json: JsonFlag = False) -> None:
     """Show what is configured, what answers, and what is missing.
 

@@ -123,7 +123,8 @@ class Driver:
         while True:
             now = self.round()
             if now.number >= rounds or now.state.stage == "finished":
-                self.tick()  # adopt what the finale wrote
+                while self.tick():  # adopt what the finale wrote: first its partitions, then its files
+                    pass
                 return
             entered = review()
             if entered:

@@ -13,6 +13,15 @@ rounds = dg.DynamicPartitionsDefinition(name="round")
 round_miners = dg.DynamicPartitionsDefinition(name="round_miner")
 
 
+def across(asset: str) -> dg.AssetDep:
+    """A dependency between assets of rounds and of miners: lineage, without partitions that belong together.
+
+    Dagster would take both keys for the same and refuse a backfill, because round "7" is no miner; a mapping of our own
+    would be unknown to the UI and the daemon.
+    """
+    return dg.AssetDep(asset, partition_mapping=dg.SpecificPartitionsPartitionMapping([]))
+
+
 def miner_key(number: int, hotkey: Hotkey) -> str:
     return f"{number}|{hotkey}"
 

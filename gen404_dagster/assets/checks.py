@@ -6,9 +6,11 @@ when a recorded round is adopted. Does not: deciding (the rules), repairing (ope
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import dagster as dg
 
+from gen404_dagster.assets import replayed
 from gen404_dagster.assets.describe import Recorded
 from gen404_dagster.competition import duels
 from gen404_dagster.competition.models import AuditOutcome, stem_of
@@ -142,6 +144,11 @@ CHECKS = (
     Check("generation_audits", "verdicts_are_consistent", "Each verdict has its request and its reason.", _verdicts_consistent),
     Check("winner", "follows_from_record", "The winner is what matches and audits say.", _winner_follows, blocking=True),
     Check("leader", "weight_floor", "Weights stay at or above the floor.", _weight_floor),
+    *(
+        Check(asset, "replays", "What is recorded follows from what it was made of, or a file explains why not.",
+              partial(replayed.follows, asset), severity=dg.AssetCheckSeverity.WARN)
+        for asset in replayed.CELLS
+    ),
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ CODE_VERSION = "1"
 
 
 def round_spec(
-    name: str, group: str, description: str, *, kinds: set[str], deps: list[str] | None = None
+    name: str, group: str, description: str, *, kinds: set[str], deps: list[str | dg.AssetDep] | None = None
 ) -> dg.AssetSpec:
     """An asset of a round. The description states the rule. A run may end before its file exists."""
     return dg.AssetSpec(

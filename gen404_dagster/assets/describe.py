@@ -318,7 +318,7 @@ def _match_matrix(at: Recorded) -> Metadata | None:
         {
             "left": row.left[:10],
             "right": row.right[:10],
-            "margin": row.margin,
+            "margin": round(row.margin, 4),
             "won": row.margin >= at.round.config.win_margin,
         }
         for row in at.round.matrix

@@ -36,6 +36,7 @@ from gen404_dagster.competition.models import (
     write_matrix,
 )
 from gen404_dagster.competition.stages import RoundState, token
+from gen404_dagster.partitions import across
 from gen404_dagster.resources.cdn import Downloads
 from gen404_dagster.resources.configured import (
     CdnResource,
@@ -68,7 +69,7 @@ GROUP = "duels"
             "plays the local leader in order of submission; while audits run all other pairs are played. A match is one "
             "duel per prompt, judged twice with sides swapped; margin = (won - lost) / prompts.",
             kinds={"openai", "git"},
-            deps=["renders", "leader_baseline"],
+            deps=[across("renders"), "leader_baseline"],
         )
     ],
     check_specs=checks.specs_of("match_matrix"),

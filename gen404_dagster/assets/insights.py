@@ -275,8 +275,8 @@ def _all_rounds(state: StateRepositoryResource) -> tuple[list[PlayedRound], dict
     """Read once for all insights of a process that look at the same commit."""
     repository = state.get()
     snapshot = repository.head()
-    key = (repository.display, snapshot.commit)
-    if not snapshot.commit or key not in _last_read:
+    key = (repository.display, snapshot.fingerprint())
+    if key not in _last_read:
         _last_read.clear()
         _last_read[key] = read_rounds(snapshot)
     return _last_read[key]

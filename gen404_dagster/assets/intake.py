@@ -171,6 +171,7 @@ def _refusals(collected: Collected) -> dict[str, dg.MetadataValue]:
             deps=["submissions"],
         )
     ],
+    check_specs=checks.specs_of("stage"),
     pool="git",
 )
 def stage(  # type: ignore[no-untyped-def]

@@ -26,7 +26,7 @@ from gen404_dagster.competition import models, paths
 from gen404_dagster.competition.models import GenerationResult, Hotkey, Results, Stage, Stem, write_json
 from gen404_dagster.competition.stages import RoundState, token
 from gen404_dagster.errors import MinerFault
-from gen404_dagster.partitions import miner_key, round_miners, split_miner_key
+from gen404_dagster.partitions import across, miner_key, round_miners, split_miner_key
 from gen404_dagster.resources.cdn import Downloads
 from gen404_dagster.resources.configured import (
     ADOPT_TAG,
@@ -89,7 +89,7 @@ def _only_adopts(context: dg.AssetExecutionContext, round_: RoundState) -> bool:
     partitions_def=round_miners,
     backfill_policy=dg.BackfillPolicy.single_run(),
     group_name=GROUP,
-    deps=["submissions", "prompts"],
+    deps=[across("submissions"), across("prompts")],
     kinds={"http", "s3"},
     owners=OWNERS,
     code_version=CODE_VERSION,

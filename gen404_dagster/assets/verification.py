@@ -46,6 +46,7 @@ from gen404_dagster.competition.models import (
 )
 from gen404_dagster.competition.stages import RoundState, builds_settled, token
 from gen404_dagster.errors import MinerFault
+from gen404_dagster.partitions import across
 from gen404_dagster.resources.builds import BuildRun, build_tag, docker_image
 from gen404_dagster.resources.cdn import Downloads
 from gen404_dagster.resources.configured import (
@@ -298,6 +299,7 @@ def _commit_generated(
             deps=["submissions"],
         )
     ],
+    check_specs=checks.specs_of("builds"),
 )
 def builds(  # type: ignore[no-untyped-def]
     context: dg.AssetExecutionContext,
@@ -364,7 +366,7 @@ def _build(
             "Verdicts on candidates: their own image regenerates every prompt with a valid submission. Rejected when too "
             "many previews differ from the submitted ones, critical prompts above all, or when it takes too long.",
             kinds={"docker", "torch", "git"},
-            deps=["audit_requests", "builds", "renders"],
+            deps=["audit_requests", "builds", across("renders")],
         )
     ],
     check_specs=checks.specs_of("generation_audits"),

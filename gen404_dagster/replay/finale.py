@@ -4,6 +4,7 @@ Belongs here: `winner.json`, `leader.json`, `state.json` against what follows fr
 """
 
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 from gen404_dagster.competition import paths
 from gen404_dagster.competition.leadership import name_winner, transition
@@ -22,10 +23,11 @@ def differences(recorded: StateModel, derived: StateModel) -> str:
 def derive_winner(round_: Recorded) -> Winner | None:
     """Who wins by submissions, matrix and audits; None while a match that decides it is missing."""
     timeline = round_.state.standing().timeline
-    if not timeline.finished or round_.state.submissions is None:
+    if not timeline.finished:
         return None
     winner, state = timeline.leader, round_.state
-    return name_winner(winner, state.submissions.get(winner), (state.builds or {}).get(winner), state.leader)
+    submission = (state.submissions or {}).get(winner)
+    return name_winner(winner, submission, (state.builds or {}).get(winner), state.leader)
 
 
 def check_winner(round_: Recorded) -> Cell:
@@ -36,7 +38,7 @@ def check_winner(round_: Recorded) -> Cell:
         if round_.settled:
             cell.deviate(path, "is missing although the stage has moved on")
         return cell
-    derived = derive_winner(round_) if round_.order else name_winner(LEADER, None, None, round_.state.leader)
+    derived = derive_winner(round_)
     if derived is None:
         missing = round_.state.standing().timeline.missing
         cell.deviate(path, f"does not follow: {', '.join(missing[0])} and {len(missing) - 1} more matches are missing")
@@ -61,7 +63,7 @@ def _accept(round_: Recorded, cell: Cell, recorded: Winner, derived: Winner) -> 
     if derived.docker_image is None and image and recorded == by_hand and round_.results(hotkey, "generated"):
         cell.explain(
             paths.winner(round_.number),
-            f"docker_image is not in builds.json, but named as the round's others are, and it was run",
+            "docker_image is not in builds.json, but named as the round's others are, and it was run",
             evidence=ran,
             hotkey=hotkey,
         )
@@ -89,7 +91,8 @@ def check_leader(round_: Recorded) -> Cell:
         cell.expect(
             appended == derived,
             paths.LEADERS,
-            f"entry {len(before) + 1} (round {round_.number}): {differences(appended, derived)}",
+            f"entry {len(before) + 1} (round {round_.number}): {differences(appended, derived)}, by weight_decay "
+            f"{state.config.weight_decay:g} and weight_floor {state.config.weight_floor:g}",
             appended.hotkey,
         )
     return cell
@@ -102,6 +105,7 @@ def check_competition(record: Record, rounds: list[Recorded]) -> Cell:
         return cell
     state, last = rounds[-1].state.state, rounds[-1]
     _check_leaders(cell, list(last.state.leaders), rounds)
+    _check_duration(cell, rounds)
     scheduled = [round_.number for round_ in rounds if round_.state.schedule is not None]
     if scheduled:
         cell.expect(
@@ -121,8 +125,16 @@ def check_competition(record: Record, rounds: list[Recorded]) -> Cell:
     return cell
 
 
+def _check_duration(cell: Cell, rounds: list[Recorded]) -> None:
+    """A start may be moved on now and then; if every one was, the configured duration is not what was played."""
+    moved = [days_moved(round_)[1] for round_ in rounds if _has_predecessor(round_)]
+    if len(moved) > 2:
+        what = f"round_duration_days is {rounds[-1].state.config.round_duration_days}, every round is {min(moved)} days longer"
+        cell.expect(min(moved) <= 0, paths.CONFIG, what)
+
+
 def _check_leaders(cell: Cell, leaders: list[LeaderTransition], rounds: list[Recorded]) -> None:
-    for number, (one, other) in enumerate(zip(leaders, leaders[1:], strict=False), start=2):
+    for number, (one, other) in enumerate(pairwise(leaders), start=2):
         right = one.effective_block < other.effective_block
         cell.expect(right, paths.LEADERS, f"entry {number}: effective_block {other.effective_block} does not increase")
     windows = {r.state.schedule.latest_reveal_block for r in rounds if r.state.schedule is not None}
@@ -132,7 +144,9 @@ def _check_leaders(cell: Cell, leaders: list[LeaderTransition], rounds: list[Rec
         last_of_all = ended and number == len(leaders)
         if entry.effective_block > first and entry.effective_block not in windows and not last_of_all:
             cell.deviate(
-                paths.LEADERS, f"entry {number}: effective_block {entry.effective_block} closes no round's window", entry.hotkey
+                paths.LEADERS,
+                f"entry {number}: effective_block {entry.effective_block} closes no round's window",
+                entry.hotkey,
             )
 
 
@@ -154,7 +168,9 @@ def _check_eta(cell: Cell, state: CompetitionStage, current: Recorded, rounds: l
     eta = state.next_stage_eta
     if state.stage not in (Stage.OPEN, Stage.MINER_GENERATION):
         if state.stage != Stage.PAUSED:
-            cell.expect(eta is None, paths.STATE, f"next_stage_eta is {eta}, but the stage {state.stage} ends when it is done")
+            cell.expect(
+                eta is None, paths.STATE, f"next_stage_eta is {eta}, but the stage {state.stage} ends when it is done"
+            )
         return
     if eta is None:
         cell.deviate(paths.STATE, f"next_stage_eta is missing in the stage {state.stage}")
@@ -162,12 +178,19 @@ def _check_eta(cell: Cell, state: CompetitionStage, current: Recorded, rounds: l
     if state.stage == Stage.MINER_GENERATION or rounds[0].number:
         return  # computed from a block whose time is not recorded; or the first round is not looked at
     config = current.state.config
-    days = sum(config.round_duration_days + max(0, days_moved(r)[1]) for r in rounds if _follows_another(r, current))
+    days = sum(
+        config.round_duration_days + max(0, days_moved(r)[1])
+        for r in rounds
+        if _has_predecessor(r) and r.number <= current.number
+    )
     start = datetime.combine(config.first_evaluation_date, config.round_start_time, eta.tzinfo) + timedelta(days=days)
     from_blocks = eta.microsecond != 0 and abs(eta - start) < timedelta(hours=2)
-    cell.expect(eta == start or from_blocks, paths.STATE, f"next_stage_eta is {eta}, round {current.number} closes at {start}")
+    cell.expect(
+        eta == start or from_blocks,
+        paths.STATE,
+        f"next_stage_eta is {eta}; round {current.number} closes at {start} by first_evaluation_date and round_start_time",
+    )
 
 
-def _follows_another(round_: Recorded, current: Recorded) -> bool:
-    known = round_.state.schedule is not None and round_.previous_schedule is not None
-    return known and round_.number <= current.number
+def _has_predecessor(round_: Recorded) -> bool:
+    return round_.state.schedule is not None and round_.previous_schedule is not None

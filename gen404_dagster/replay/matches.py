@@ -22,7 +22,14 @@ from gen404_dagster.competition.models import (
     Results,
     Stem,
 )
-from gen404_dagster.competition.timeline import Pair, derive_timeline, exploratory_pairs, margins, next_matches, verdicts
+from gen404_dagster.competition.timeline import (
+    Pair,
+    derive_timeline,
+    exploratory_pairs,
+    margins,
+    next_matches,
+    verdicts,
+)
 from gen404_dagster.replay.findings import Cell
 from gen404_dagster.replay.record import Recorded
 
@@ -43,7 +50,9 @@ def check_margins(round_: Recorded) -> Cell:
             cell.expect(
                 margin == row.margin,
                 path,
-                f"is missing, and the matrix says {row.margin:+}" if margin is None else f"without results {margin} follows",
+                f"is missing, and the matrix says {row.margin:+}"
+                if margin is None
+                else f"without results {margin} follows",
                 row.right,
             )
             continue
@@ -222,9 +231,12 @@ def _explain_regeneration(
     """The duels that do not follow from the leader's file of now, counted; the rest of these reports must."""
     base = f"/rounds/{round_.number}/{LEADER}/generated/"
     late = {
-        duel.name for pair in earlier for duel in faults[pair].report.duels if duel.issues.startswith("Generation overtime")
+        duel.name
+        for pair in earlier
+        for duel in faults[pair].report.duels
+        if duel.issues.startswith("Generation overtime")
     }
-    stale = 0
+    stale = outcomes = 0
     for pair in earlier:
         report, found, path = faults[pair].report, list(faults[pair].own), round_.report_path(*pair)
         for duel in report.duels:
@@ -234,8 +246,14 @@ def _explain_regeneration(
                     found.append(f"{duel.name}: left_{suffix} is {url}, no address of the leader's")
             judged = bool(duel.left_png and duel.right_png)
             if judged and (duel.name in late) != duel.issues.startswith("Generation overtime"):
-                found.append(f"{duel.name}: {_told(duel)}, but the other matches of then say otherwise of the leader's time")
+                found.append(
+                    f"{duel.name}: {_told(duel)}, but the other matches of then say otherwise of the leader's time"
+                )
             stale += (now.png if now else None) != duel.left_png
+            by_file = decide_unjudged(
+                duel.name, now.png if now else None, duel.right_png, duel.name in allowances[0].late, False
+            )
+            outcomes += by_file != decide_unjudged(duel.name, duel.left_png, duel.right_png, duel.name in late, False)
         own = min(len(found), len(report.duels))
         gone = sum((leader[d.name].png if d.name in leader else None) != d.left_png for d in report.duels)
         cell.follows(len(report.duels) - max(own, gone))
@@ -245,7 +263,8 @@ def _explain_regeneration(
     cell.explain(
         paths.results(round_.number, LEADER, "generated"),
         f"was regenerated after the first {len(earlier)} matches were judged: in {stale} of their duels the leader's "
-        f"preview is another than now; they agree among themselves, and the match judged afterwards agrees with the file",
+        f"preview is another than now ({outcomes} outcomes without a judge do not follow from the file, counting overtime with "
+        f"{allowances[0].share:.0%}); they agree among themselves, and what was judged afterwards agrees with the file",
         evidence=round_.report_path(*proof),
         count=stale,
     )
@@ -300,7 +319,9 @@ def _check_order(round_: Recorded, cell: Cell, rows: list[MatchRow]) -> None:
     row = rows[stop]
     cell.follows(stop)
     cell.deviate(
-        paths.matrix(round_.number), f"line {stop + 2}: {row.left},{row.right} was not due when it was played", row.right
+        paths.matrix(round_.number),
+        f"line {stop + 2}: {row.left},{row.right} was not due when it was played",
+        row.right,
     )
 
 
@@ -362,7 +383,7 @@ def _played_again(round_: Recorded, rows: list[MatchRow]) -> list[MatchRow]:
         )
 
     against = [row for row in rows if row.left == LEADER]
-    again = []
+    again: list[MatchRow] = []
     for row in reversed(rows):
         if row.left != LEADER or not on_results_of_now(row):
             break

@@ -32,7 +32,7 @@ def check_schedule(round_: Recorded) -> Cell:
         schedule.generation_deadline_block == deadline,
         path,
         f"generation_deadline_block is {schedule.generation_deadline_block}, "
-        f"{config.generation_stage_minutes} minutes after latest_reveal_block is {deadline}",
+        f"generation_stage_minutes {config.generation_stage_minutes} after latest_reveal_block is {deadline}",
     )
     if previous is None:
         _check_first_schedule(round_, cell)
@@ -59,7 +59,7 @@ def check_schedule(round_: Recorded) -> Cell:
             right,
             path,
             f"latest_reveal_block is {schedule.latest_reveal_block - previous.latest_reveal_block} blocks after round "
-            f"{round_.number - 1}'s, {config.round_duration_days} days are {config.round_duration_days * BLOCKS_A_DAY}",
+            f"{round_.number - 1}'s, round_duration_days {config.round_duration_days} are {config.round_duration_days * BLOCKS_A_DAY}",
         )
     return cell
 
@@ -70,7 +70,9 @@ def _check_first_schedule(round_: Recorded, cell: Cell) -> None:
     assert schedule is not None
     agrees = not leaders or leaders[0].effective_block <= schedule.latest_reveal_block
     cell.expect(
-        agrees, path, f"latest_reveal_block is {schedule.latest_reveal_block}, before the first leader in leader.json leads"
+        agrees,
+        path,
+        f"latest_reveal_block is {schedule.latest_reveal_block}, before the first leader in leader.json leads",
     )
     by_hand = bool(leaders) and leaders[0].effective_block == schedule.latest_reveal_block
     if schedule.earliest_reveal_block == 0:
@@ -124,7 +126,7 @@ def check_prompts(round_: Recorded) -> Cell:
         if wrong:
             cell.deviate(
                 path,
-                f"{len(wrong)} of the first {len(derived)} prompts do not follow from seed {state.seed} and round "
+                f"{len(wrong)} of the first {len(derived)} prompts (carryover_prompts) do not follow from seed {state.seed} in seed.json and round "
                 f"{round_.number - 1}'s prompts, the first in line {wrong[0] + 1}: {stem_of(derived[wrong[0]])} follows",
             )
     pool = round_.record.get(paths.PROMPT_POOL)
@@ -135,11 +137,13 @@ def check_prompts(round_: Recorded) -> Cell:
         cell.expect(
             not wrong,
             path,
-            f"{len(wrong)} new prompts do not follow from seed {state.seed} and the pool"
+            f"{len(wrong)} new prompts do not follow from seed {state.seed} in seed.json and the pool"
             + (f", the first in line {wrong[0] + 1}" if wrong else ""),
         )
         wanted = len(drawn)
-    cell.expect(len(state.prompts) == wanted, path, f"has {len(state.prompts)} prompts, not {wanted}")
+    cell.expect(
+        len(state.prompts) == wanted, path, f"has {len(state.prompts)} prompts, prompts_per_round says {wanted}"
+    )
     for stem, count in Counter(state.stems).items():
         if count > 1:
             cell.note(path, f"{stem} stands {count} times among the prompts")
@@ -157,7 +161,7 @@ def check_submissions(round_: Recorded) -> Cell:
     for hotkey, entry in state.submissions.items():
         faults = []
         if entry.round != state.name:
-            faults.append(f"round is {entry.round!r}, not {state.name!r}")
+            faults.append(f"round is {entry.round!r}, name in config.json makes it {state.name!r}")
         if entry.revealed_at_block < before:
             faults.append(f"revealed_at_block {entry.revealed_at_block} stands after {before}")
         window = state.schedule
@@ -179,8 +183,13 @@ def check_builds(round_: Recorded) -> Cell:
         apart = [a for a, b in zip(state.builds, state.submissions, strict=False) if a != b]
         apart += [h for h in state.submissions if h not in state.builds]
         hotkey = apart[0] if apart else next((h for h in state.builds if h not in state.submissions), None)
-        unlike = [*(h for h in state.submissions if h not in state.builds), *(h for h in state.builds if h not in state.submissions)]
-        cell.deviate(path, f"hotkeys are not those of submissions.json in their order: {', '.join(unlike) or hotkey}", hotkey)
+        unlike = [
+            *(h for h in state.submissions if h not in state.builds),
+            *(h for h in state.builds if h not in state.submissions),
+        ]
+        cell.deviate(
+            path, f"hotkeys are not those of submissions.json in their order: {', '.join(unlike) or hotkey}", hotkey
+        )
     forms = Counter(_image_form(h, b) for h, b in state.builds.items() if b.docker_image)
     form = forms.most_common(1)[0][0] if forms else ""
     for hotkey, build in state.builds.items():
@@ -214,4 +223,6 @@ def expected_image(round_: Recorded, hotkey: models.Hotkey) -> str | None:
     forms = Counter(_image_form(h, b) for h, b in builds.items() if b.docker_image and h != hotkey)
     if not forms or hotkey not in builds:
         return None
-    return forms.most_common(1)[0][0].replace("{hotkey}", hotkey[:10].lower()).replace("{tag}", builds[hotkey].tag.lower())
+    return (
+        forms.most_common(1)[0][0].replace("{hotkey}", hotkey[:10].lower()).replace("{tag}", builds[hotkey].tag.lower())
+    )

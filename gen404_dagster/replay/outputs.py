@@ -36,7 +36,9 @@ def check_results(round_: Recorded) -> Cell:
     if round_.downloaded:
         for hotkey in round_.order:
             if hotkey not in folders or not round_.record.files.exists(paths.results(number, hotkey, "submitted")):
-                cell.deviate(paths.results(number, hotkey, "submitted"), "is missing although duels were played", hotkey)
+                cell.deviate(
+                    paths.results(number, hotkey, "submitted"), "is missing although duels were played", hotkey
+                )
     return cell
 
 
@@ -105,7 +107,9 @@ def _pod_faults(pod: str, stats: PodStats) -> list[str]:
     reason = stats.termination_reason or ""
     counted = _COUNTS.match(reason)
     if counted and (int(counted[1]), int(counted[2])) != (stats.hard_failed, stats.hard_overtime):
-        faults.append(f"hard_failed {stats.hard_failed} and hard_overtime {stats.hard_overtime}, but it ended by {reason!r}")
+        faults.append(
+            f"hard_failed {stats.hard_failed} and hard_overtime {stats.hard_overtime}, but it ended by {reason!r}"
+        )
     bad = counted is not None or reason.startswith("rolling median")
     if reason and bad != stats.marked_bad:
         faults.append(f"marked_bad is {str(stats.marked_bad).lower()}, but it ended by {reason!r}")

@@ -18,8 +18,8 @@ from gen404_dagster.competition.models import Hotkey, MatchReport, MatchRow, Res
 from gen404_dagster.competition.stages import RoundState
 from gen404_dagster.errors import StateFileError
 from gen404_dagster.replay.findings import Cell
-from gen404_dagster.resources.state_repo import Snapshot
 from gen404_dagster.resources.round_files import read_previous_prompts, read_round
+from gen404_dagster.resources.state_repo import Snapshot
 
 _ROUND_FILES: dict[str, TypeAdapter[Any]] = {
     "schedule.json": models.SCHEDULE,

@@ -4,6 +4,7 @@ Belongs here: whose audit was due, which prompts were critical, what each verdic
 record may rightly differ. Does not: a reviewer's judgement of a source, which no rule can derive.
 """
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ from gen404_dagster.replay.record import Recorded
 
 REJUDGED_PROMPTS = 12
 """Judging the same match again changes about one duel in 150: an earlier report had so many wins more or fewer at most."""
+
+
+MIN_DRAWN = 5
+"""An order of fewer prompts could follow from the seed by accident (1 in 120 with five)."""
 
 
 # --- requests ---
@@ -127,8 +132,8 @@ def drawn_from_earlier(round_: Recorded, critical: list[Stem], now: MatchReport)
     drawn names is the first, second and so on, and about where each stands among the prompts won now.
     """
     won = [duel.name for duel in now.duels if duel.winner == DuelWinner.RIGHT]
-    k = len(critical)
-    if k < 3 or len(set(critical)) < k:
+    k = max(1, math.ceil(len(now.duels) * round_.state.config.win_margin))
+    if k < MIN_DRAWN or len(critical) != k or len(set(critical)) < k:
         return False
     ranks = [sum(name < stem for name in won) for stem in critical]
     for count in range(max(k + 1, len(won) - REJUDGED_PROMPTS), len(won) + REJUDGED_PROMPTS + 1):
@@ -234,7 +239,10 @@ def _stopped_by_hand(
     reasons = {
         failed: audits.GenerationAudit(
             **ours.model_dump()
-            | {"failed_prompts": failed, "reason": f"Non-critical mismatches ({failed}) exceed tolerance ({limits.max_mismatches})"}
+            | {
+                "failed_prompts": failed,
+                "reason": f"Non-critical mismatches ({failed}) exceed tolerance ({limits.max_mismatches})",
+            }
         )
         for failed in {ours.failed_prompts, too_far}
         if failed > limits.max_mismatches

@@ -24,7 +24,9 @@ def open_record(location: str, commit: str | None = None) -> Iterator[Snapshot]:
     """
     if is_recorded_folder(location):
         if commit is not None:
-            raise OperatorError(f"{location} is a plain folder without commits: leave out --at, or name a git repository")
+            raise OperatorError(
+                f"{location} is a plain folder without commits: leave out --at, or name a git repository"
+            )
         yield FolderSnapshot(Path(location).absolute())
         return
     local = Path(location)

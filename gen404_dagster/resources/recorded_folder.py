@@ -4,6 +4,7 @@ Belongs here: the folder behind the interface of `state_repo`, so that every rea
 nobody can write to. Does not: making a repository of it.
 """
 
+import hashlib
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,11 @@ class FolderSnapshot(Snapshot):
 
     def last_commit(self, path: str) -> CommitInfo | None:
         return None
+
+    def fingerprint(self) -> str:
+        files = ((path, path.lstat()) for path in sorted(self._folder.rglob("*")))
+        names = [f"{path} {facts.st_size} {facts.st_mtime_ns}" for path, facts in files]
+        return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
     def log(self, limit: int) -> list[CommitInfo]:
         return []

@@ -185,6 +185,10 @@ class Snapshot:
         """The last commit that changed this file or folder, with only its files under `path`."""
         return next(iter(self._repository._log(self.commit, limit=1, path=path)), None)
 
+    def fingerprint(self) -> str:
+        """Names these files: whatever was read under the same name need not be read again."""
+        return self.commit
+
     def log(self, limit: int) -> list[CommitInfo]:
         """The last commits, newest first."""
         return self._repository._log(self.commit, limit=limit)

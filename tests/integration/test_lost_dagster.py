@@ -23,16 +23,7 @@ def test_deleting_the_dagster_directory_in_the_middle_loses_nothing(
     simulation.assert_whole()
     simulation.assert_equals(whole.simulation)
     adopted = adopted_assets(simulation)
-    assert {
-        "schedule",
-        "seed",
-        "prompts",
-        "submissions",
-        "leader_baseline",
-        "downloads",
-        "renders",
-        "builds",
-    } <= adopted
+    assert {"schedule", "seed", "prompts", "submissions", "leader_baseline", "downloads", "renders"} <= adopted
     assert not adopted & {"winner", "leader"}, "what was made after the loss has runs of its own"
 
 
