@@ -105,7 +105,10 @@ def run_backfill(
         for number, result in done.rounds.items():
             if not result.fault:
                 show(number, "adopting")
-                work.adopt(number, result)
+                try:
+                    work.adopt(number, result)
+                except StateFileError as error:
+                    result.fault = str(error)
         new = any(one.assets or one.miners for one in done.rounds.values())
         missing = [name for name in INSIGHTS if new or not instance.get_latest_materialization_event(dg.AssetKey(name))]
         if missing:

@@ -13,11 +13,12 @@ import dagster as dg
 
 from gen404_dagster.assets.pictures import gallery, heat_map
 from gen404_dagster.competition import paths, timeline
+from gen404_dagster.competition.leadership import active_leader
 from gen404_dagster.competition.models import LEADER, Hotkey, Results, Stage
 from gen404_dagster.competition.stages import RoundState
 from gen404_dagster.competition.timeline import Standing
 from gen404_dagster.errors import StateFileError
-from gen404_dagster.resources.round_files import read_pod_stats, read_results, read_round
+from gen404_dagster.resources.round_files import read_pod_stats, read_results, read_round, read_schedule
 from gen404_dagster.resources.state_repo import Snapshot, StateRepository
 
 Metadata = dict[str, dg.MetadataValue]
@@ -152,7 +153,11 @@ def places(round_: RoundState, now: Standing) -> list[dict[str, str | float | No
 
 
 def _schedule(at: Recorded) -> Metadata | None:
-    plan = at.round.schedule
+    return _described_schedule(at, at.number)
+
+
+def _described_schedule(at: Recorded, number: int) -> Metadata | None:
+    plan = read_schedule(at.snapshot, number)
     if plan is None:
         return None
     return {
@@ -161,7 +166,7 @@ def _schedule(at: Recorded) -> Metadata | None:
         "generation_deadline_block": dg.MetadataValue.int(plan.generation_deadline_block),
         "window_blocks": dg.MetadataValue.int(plan.latest_reveal_block - plan.earliest_reveal_block + 1),
         "generation_blocks": dg.MetadataValue.int(plan.generation_deadline_block - plan.latest_reveal_block),
-        **commit_of(at, paths.schedule(at.number)),
+        **commit_of(at, paths.schedule(number)),
     }
 
 
@@ -421,8 +426,9 @@ def _place(row: Mapping[str, object]) -> dict[str, object]:
 def _leader(at: Recorded) -> Metadata | None:
     if not at.round.over or not at.round.leaders:
         return None
-    following = at.snapshot.read(paths.schedule(at.number + 1))
-    after = read_round(at.snapshot, at.number + 1).leader if following else at.round.leaders[-1]
+    following = read_schedule(at.snapshot, at.number + 1)
+    leaders = at.round.leaders
+    after = active_leader(leaders, following.latest_reveal_block) if following else leaders[-1]
     if after is None:
         return None
     return {
@@ -441,7 +447,7 @@ def _leader(at: Recorded) -> Metadata | None:
 def _next_schedule(at: Recorded) -> Metadata | None:
     if not at.round.over:
         return None
-    described = _schedule(Recorded(at.repository, at.snapshot, at.number + 1))
+    described = _described_schedule(at, at.number + 1)
     if described is None:
         return {"competition": dg.MetadataValue.text("finished")} if at.round.state.stage == Stage.FINISHED else None
     return {"next_round": dg.MetadataValue.int(at.number + 1), **described}

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from gen404_dagster.competition import paths
 from gen404_dagster.competition.leadership import name_winner, transition
-from gen404_dagster.competition.models import LEADER, CompetitionStage, LeaderTransition, Stage, StateModel, Winner
+from gen404_dagster.competition.models import CompetitionStage, LeaderTransition, Stage, StateModel, Winner
 from gen404_dagster.replay.findings import Cell
 from gen404_dagster.replay.opening import days_moved, expected_image
 from gen404_dagster.replay.record import Record, Recorded

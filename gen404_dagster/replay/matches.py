@@ -335,7 +335,8 @@ def first_out_of_order(round_: Recorded, rows: Sequence[MatchRow]) -> int | None
     generation = [h for h, a in (state.generation_audits or {}).items() if a.outcome == AuditOutcome.REJECTED]
     source = [audit.hotkey for audit in state.source_audits if audit.verdict == "failed"]
     win_margin = state.config.win_margin
-    played: models.Margins = {}
+    # A row that was lost is reported once, as missing: what was played after it is in order.
+    played: models.Margins = dict.fromkeys(_lost(round_, rows), float("-inf"))
 
     def due(known: tuple[int, int]) -> Pair | None:
         rejected = {*generation[: known[0]], *source[: known[1]]}
@@ -365,6 +366,14 @@ def first_out_of_order(round_: Recorded, rows: Sequence[MatchRow]) -> int | None
         fronts = reached
         played[row.left, row.right] = row.margin
     return None
+
+
+def _lost(round_: Recorded, rows: Sequence[MatchRow]) -> tuple[Pair, ...]:
+    """Matches that a finished round's winner depends on and that are not there."""
+    if not round_.settled:
+        return ()
+    rejected = verdicts(round_.state.generation_audits or {}, round_.state.source_audits).rejected
+    return derive_timeline(round_.order, margins(rows), rejected, round_.state.config.win_margin).missing
 
 
 def _played_again(round_: Recorded, rows: list[MatchRow]) -> list[MatchRow]:

@@ -129,6 +129,11 @@ def check_prompts(round_: Recorded) -> Cell:
                 f"{len(wrong)} of the first {len(derived)} prompts (carryover_prompts) do not follow from seed {state.seed} in seed.json and round "
                 f"{round_.number - 1}'s prompts, the first in line {wrong[0] + 1}: {stem_of(derived[wrong[0]])} follows",
             )
+        cell.expect(
+            not _carried_more(round_, carried),
+            path,
+            f"line {carried + 1} is carried over too, carryover_prompts in config.json ends before it",
+        )
     pool = round_.record.get(paths.PROMPT_POOL)
     wanted = state.config.prompts_per_round
     if pool:
@@ -148,6 +153,15 @@ def check_prompts(round_: Recorded) -> Cell:
         if count > 1:
             cell.note(path, f"{stem} stands {count} times among the prompts")
     return cell
+
+
+def _carried_more(round_: Recorded, carried: int) -> bool:
+    """Whether the draw from the round before goes on in the record: more was carried over than configured."""
+    state, previous = round_.state, round_.previous_prompts or ()
+    if carried >= len(state.prompts or ()) or carried >= len(previous) or round_.record.get(paths.PROMPT_POOL):
+        return False
+    longer = draw_prompts(state.seed or 0, previous, (), carried + 1, carried + 1)
+    return longer == list((state.prompts or ())[: carried + 1])
 
 
 def check_submissions(round_: Recorded) -> Cell:

@@ -111,8 +111,8 @@ def _check_request(round_: Recorded, cell: Cell, request: AuditRequest, reigns: 
         cell.deviate(path, f"{hotkey} won no match that asks for an audit", hotkey)
     else:
         listed = f"{len(request.critical_prompts)} critical prompts"
-        derived = ", ".join(lists[0][:3]) if lists and lists[0] else "none"
-        cell.deviate(path, f"{hotkey}: {listed} do not follow from its match: {derived}... follow", hotkey)
+        derived = ", ".join(lists[0][:3]) + ", ..." if lists and lists[0] else "none"
+        cell.deviate(path, f"{hotkey}: {listed} do not follow from its match and seed.json: {derived} follow", hotkey)
 
 
 def _was_audited(round_: Recorded, hotkey: Hotkey) -> bool:

@@ -29,7 +29,7 @@ def read_round(snapshot: Snapshot, number: int | None = None) -> RoundState:
         config=_required(snapshot, paths.CONFIG, models.CONFIG),
         state=state,
         leaders=tuple(_parsed(snapshot, paths.LEADERS, models.read_leaders) or ()),
-        schedule=_json(snapshot, paths.schedule(number), models.SCHEDULE),
+        schedule=read_schedule(snapshot, number),
         seed=seed.seed if seed else None,
         prompts=None if prompts is None else tuple(prompts),
         submissions=submissions,
@@ -45,6 +45,10 @@ def read_round(snapshot: Snapshot, number: int | None = None) -> RoundState:
         ),
         baseline=read_results(snapshot, number, models.LEADER, "generated"),
     )
+
+
+def read_schedule(snapshot: Snapshot, number: int) -> models.Schedule | None:
+    return _json(snapshot, paths.schedule(number), models.SCHEDULE)
 
 
 def read_pool(snapshot: Snapshot) -> list[str]:

@@ -5,7 +5,8 @@ A changed file is written exactly as the services write it: only its content can
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,30 +117,27 @@ class History:
     texts: dict[str, str]
     limits: Limits
     cache: dict[str, Parsed] = field(default_factory=dict)
-    known: dict[int, set[tuple[str, str, str]]] = field(default_factory=dict)
+    known: set[tuple[str, str, str]] | None = None
 
-    def deviations(self, number: int, texts: Mapping[str, str]) -> list[Finding]:
-        """Findings of a round, or of the competition as a whole (-1)."""
+    def deviations(self, numbers: Sequence[int], texts: Mapping[str, str]) -> list[Finding]:
+        """What deviates in these rounds; when they are all there are, in the competition as a whole too."""
         cache = dict(self.cache)
         record = Record(MemorySnapshot(texts), cache)
-        if number >= 0:
-            found = replay_round(record, number, self.limits)[0].findings
-        else:
-            read = [replay_round(record, n, self.limits)[1] for n in record.rounds()]
-            found = replay_competition(record, [round_ for round_ in read if round_ is not None]).findings
+        pairs = [replay_round(record, number, self.limits) for number in numbers]
+        parts = [part for part, _ in pairs]
+        if list(numbers) == record.rounds():
+            parts.append(replay_competition(record, [round_ for _, round_ in pairs if round_ is not None]))
         if texts is self.texts:
             self.cache.update(cache)
-        return [finding for finding in found if finding.status == Status.DEVIATES]
+        return [found for part in parts for found in part.findings if found.status == Status.DEVIATES]
 
     def found(self, change: Change) -> list[Finding]:
         """What replay says of the changed copy and not of the history itself."""
+        if self.known is None:
+            self.known = {(f.cell, f.file, f.what) for f in self.deviations(self._rounds, self.texts)}
         texts = {**self.texts, change.path: change.text}
-        return [
-            finding
-            for number in self._touched(change)
-            for finding in self.deviations(number, texts)
-            if (finding.cell, finding.file, finding.what) not in self._known(number)
-        ]
+        found = self.deviations(self._touched(change), texts)
+        return [finding for finding in found if (finding.cell, finding.file, finding.what) not in self.known]
 
     def names(self, change: Change) -> bool:
         """Whether a finding names the change: its file or field or hotkey, in its round."""
@@ -149,23 +147,21 @@ class History:
         name = change.path.rsplit("/", 1)[-1]
         told = f"{finding.file}: {finding.what} {finding.hotkey}"
         same_round = change.path.split("/")[:2] == finding.file.split("/")[:2] or "/" not in change.path
-        if finding.file == change.path or (same_round and (name in told or f"{change.field} " in told)):
+        if finding.file == change.path or (same_round and (name in told or re.search(rf"\b{change.field}\b", told))):
             return True
         return change.hotkey is not None and change.hotkey in told
 
-    def _known(self, number: int) -> set[tuple[str, str, str]]:
-        if number not in self.known:
-            self.known[number] = {(f.cell, f.file, f.what) for f in self.deviations(number, self.texts)}
-        return self.known[number]
+    @property
+    def _rounds(self) -> list[int]:
+        return sorted({int(path.split("/")[1]) for path in self.texts if path.startswith("rounds/")})
 
     def _touched(self, change: Change) -> list[int]:
-        rounds = sorted({int(path.split("/")[1]) for path in self.texts if path.startswith("rounds/")})
-        if not change.path.startswith("rounds/"):
-            return [-1, *rounds]
+        """Rounds that read the changed file."""
+        if not change.path.startswith("rounds/") or kind_of(change.path) == "schedule.json":
+            return self._rounds
         number = int(change.path.split("/")[1])
-        beyond = kind_of(change.path) in ("prompts.txt", "seed.json", "schedule.json", "winner.json")
-        near = (number - 1, number, number + 1) if beyond else (number,)
-        return [n for n in near if n in rounds] + ([-1] if kind_of(change.path) == "schedule.json" else [])
+        near = (number, number + 1) if kind_of(change.path) in ("prompts.txt", "seed.json") else (number,)
+        return [n for n in near if n in self._rounds]
 
 
 # --- changing one field ---
