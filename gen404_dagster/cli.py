@@ -302,13 +302,13 @@ def backfill(
 
     Example: `gen404 backfill ../shared/history/competition-1 --rounds 0-3`
     """
-    from gen404_dagster.backfill import instance_folder, parse_rounds, run_backfill, show_backfill
+    from gen404_dagster.backfill import instance_folder, parse_rounds, run_backfill, settings_of, show_backfill
 
     console, home = Console(stderr=as_json), instance_folder(instance)
     first, last = parse_rounds(rounds)
     with console.status("Reading the record") as status:
         result = run_backfill(
-            load_settings(state_repo=state_repo),
+            settings_of(state_repo),
             home,
             first,
             last,

@@ -99,16 +99,16 @@ class Commit:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: `delay` after the commit `after` (None: the launch) or, with `job`, after that job's next start,
-    if it starts once more before the commit `until`.
+    """When to kill: `delay` after that many commits or, with `job`, after that job's next start from then on, if it
+    starts once more before there are `until` commits.
 
-    With `at_push` at the first push of one of these kinds, from `after` on, as soon as it is seen.
+    With `at_push` at the first push of one of these kinds that makes at least so many commits, as soon as it is seen.
     """
 
     time: float
-    after: str | None
+    commits: int
     job: str | None = None
-    until: str | None = None
+    until: int = sys.maxsize
     delay: float = 0.0
     at_push: tuple[str, ...] = ()
 
@@ -163,7 +163,7 @@ class Simulation:
 
     def kill_at(self, moment: Moment) -> Fell | None:
         """Launch it and `kill -9` its process group at a moment; None when it ended before."""
-        before, old_lines = set(self.steps()), len(self.log())
+        before, old_lines = len(self.steps()), len(self.log())
         with self._launched() as process:
             reached = self._wait_for(process, moment, before, old_lines)
             orphans = tuple(self._processes())
@@ -172,9 +172,9 @@ class Simulation:
             process.wait(END_SECONDS)
         return self._where(orphans) if reached else None
 
-    def _wait_for(self, process: "subprocess.Popen[bytes]", moment: Moment, before: set[str], old_lines: int) -> bool:
+    def _wait_for(self, process: "subprocess.Popen[bytes]", moment: Moment, before: int, old_lines: int) -> bool:
         launched = time.monotonic()
-        anchor = launched if moment.after is None and moment.job is None and not moment.at_push else None
+        anchor = launched if moment.commits == 0 and moment.job is None and not moment.at_push else None
         while process.poll() is None:
             now = time.monotonic()
             assert now < launched + PLAY_SECONDS, f"{moment} was not reached"
@@ -184,29 +184,28 @@ class Simulation:
             elif anchor is None:
                 self._look_for_pushes()
                 new = self.log()[old_lines:]
-                reached = moment.after is None or moment.after in self.steps()
+                reached = len(self.steps()) >= moment.commits
                 if moment.job:
                     ready = bool(new) and new[-1].event == "start" and new[-1].job == moment.job
-                    ready = ready or moment.until in self.steps()
+                    ready = ready or len(self.steps()) >= moment.until
                 else:
-                    ready = moment.after not in before or any(event.event == "start" for event in new)
+                    ready = moment.commits > before or any(event.event == "start" for event in new)
                 anchor = now if reached and ready else None
             elif now >= anchor + moment.delay:
                 return True
             time.sleep(0.001)
         return False
 
-    def _pushed(self, process: "subprocess.Popen[bytes]", moment: Moment, before: set[str]) -> bool:
+    def _pushed(self, process: "subprocess.Popen[bytes]", moment: Moment, before: int) -> bool:
         """Whether a push that is waited for has just arrived; the simulation then stands still, to be killed."""
         if self.head() in (self._seen, None):
             return False
         os.killpg(process.pid, signal.SIGSTOP)
-        self._look_for_pushes()
-        steps = self.steps()
-        new = [commit for commit in self.commits() if commit.name not in before and commit.kind in moment.at_push]
-        if (moment.after is None or moment.after in steps) and new and new[-1].name == steps[-1]:
+        commits = self.commits()
+        own = len(commits) > before and commits[-1].sha == self.head()  # not the source auditor's
+        if own and len(commits) >= moment.commits and commits[-1].kind in moment.at_push:
             return True
-        before.update(steps)
+        self._look_for_pushes()
         os.killpg(process.pid, signal.SIGCONT)
         return False
 
@@ -407,11 +406,11 @@ def play_side_by_side(*simulations: Simulation) -> list[Played]:
 def draw_moments(played: Played, dice: random.Random, count: int) -> list[Moment]:
     """Random moments of a simulation in order, at least one each in download, judging, verification and after a push."""
     pushes = played.simulation.pushes
-    begin, end = pushes[0][0] - 2.0, played.simulation.log()[-1].time
+    begin, end = pushes[0][0] - 2.0, pushes[-1][0]
 
-    def after(moment: float) -> tuple[str | None, float]:
-        done = [(at, commit.name) for at, commit in pushes if at <= moment]
-        return (done[-1][1], moment - done[-1][0]) if done else (None, 0.0)
+    def after(moment: float) -> tuple[int, float]:
+        done = [at for at, _ in pushes if at <= moment]
+        return len(done), moment - (done[-1] if done else begin)
 
     moments = []
     for job, kind in (("download", "outputs"), ("judge", "match"), ("verify", "audit")):
@@ -421,14 +420,14 @@ def draw_moments(played: Played, dice: random.Random, count: int) -> list[Moment
             if name == job and any(start < at < stop and commit.kind == kind for at, commit in pushes)
         ]
         start, stop = dice.choice(busy)
-        delay = dice.uniform(0, 0.6) * (stop - start)
-        until = next(commit.name for at, commit in pushes if at > stop)
+        delay = dice.uniform(0, 0.4) * (stop - start)
+        until = after(stop)[0] + 1
         moments.append(Moment(start + delay, after(start)[0], job, until, delay))
     kinds = ("match", "audit", "crown")
-    at, commit = dice.choice([(at, commit) for at, commit in pushes if commit.kind in kinds])
-    moments.append(Moment(at, commit.name, at_push=(*kinds, "finalize")))
+    at = dice.choice([at for at, commit in pushes if commit.kind in kinds])
+    moments.append(Moment(at, after(at)[0], at_push=(*kinds, "finalize")))
     while len(moments) < count:
         when = dice.uniform(begin, end)
-        step, delay = after(when)
-        moments.append(Moment(when, step, delay=delay or when - begin))
+        commits, delay = after(when)
+        moments.append(Moment(when, commits, delay=delay))
     return sorted(moments, key=lambda moment: moment.time)

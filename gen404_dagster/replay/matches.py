@@ -5,7 +5,7 @@ words, which no rule can derive.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gen404_dagster.competition import models, paths
@@ -37,6 +37,8 @@ FORMER_ALLOWANCE = 0.10
 """Share of the prompts that could be overtime without loss until 14 February 2026; the configured one since."""
 
 _JUDGE_FAILED = "Internal error"
+_LOST_BY_TIME = ("Generation time exceeded for", "Generation overtime for")
+"""As the public service says it, and as `competition.duels` does."""
 
 
 def check_margins(round_: Recorded) -> Cell:
@@ -94,9 +96,9 @@ def check_duels(round_: Recorded) -> Cell:
     if earlier:
         _explain_regeneration(round_, cell, faults, earlier, leader, allowances)
     current = [pair for pair in faults if pair not in earlier]
-    chosen = _follow_allowance(round_, cell, [faults[pair] for pair in current], allowances)
-    for pair in current:
-        _say(cell, round_.report_path(*pair), pair[1], faults[pair], chosen)
+    former = _follow_allowance(round_, cell, [faults[pair] for pair in current], allowances)
+    for position, pair in enumerate(current):
+        _say(cell, round_.report_path(*pair), pair[1], faults[pair], 1 if position < former else 0)
     _note_failed_judge(round_, cell)
     return cell
 
@@ -156,11 +158,11 @@ class _Faults:
             if unseen != (duel.winner, duel.issues):
                 self.own.append(f"{name}: {_told(duel)}, but {unseen[1]!r} makes it {unseen[0]}")
             return
-        late = duel.issues.startswith("Generation overtime")
+        late = lost_by_time(duel)
         if duel.issues.startswith("No preview"):
             self.own.append(f"{name}: {_told(duel)}, but both previews are there")
-        elif late and decide_unjudged(name, duel.left_png, duel.right_png, True, False) != (duel.winner, duel.issues):
-            self.own.append(f"{name}: {_told(duel)}, which overtime of left does not make")
+        elif late and duel.winner != DuelWinner.RIGHT:
+            self.own.append(f"{name}: {_told(duel)}, but only left is timed: its overtime makes right win")
         elif not late and duel.issues == _JUDGE_FAILED and duel.winner != DuelWinner.DRAW:
             self.own.append(f"{name}: {_told(duel)}, but a judge that failed makes a draw")
         elif late and not allowances:
@@ -171,6 +173,11 @@ class _Faults:
                 self.times[position].append(
                     f"{name}: {_told(duel)}, but the leader {said} overtime with an allowance of {allowance.share:.0%}"
                 )
+
+
+def lost_by_time(duel: Duel) -> bool:
+    """Whether the report says that the leader lost this duel by its generation time."""
+    return duel.issues.startswith(_LOST_BY_TIME)
 
 
 def _told(duel: Duel) -> str:
@@ -185,21 +192,26 @@ def _say(cell: Cell, path: str, hotkey: Hotkey, faults: _Faults, allowance: int)
 
 
 def _follow_allowance(
-    round_: Recorded, cell: Cell, reports: Iterable[_Faults], allowances: Sequence[_Allowance]
+    round_: Recorded, cell: Cell, reports: Sequence[_Faults], allowances: Sequence[_Allowance]
 ) -> int:
-    """The allowance that the recorded outcomes follow: the configured one, or else the former one, which is then said."""
-    wrong = [sum(len(faults.times[i]) for faults in reports) for i in range(len(allowances))]
-    if len(allowances) < 2 or wrong[0] == 0 or wrong[1] >= wrong[0]:
+    """How many of the first matches follow the former allowance: none if the configured one fits all of them.
+
+    Believed only when all of the first matches follow it.
+    """
+    if len(allowances) < 2:
         return 0
-    if wrong[1] == 0:
-        proof = next(faults.report for faults in reports if faults.times[0])
-        cell.explain(
-            paths.results(round_.number, LEADER, "generated"),
-            f"overtime follows the allowance of {allowances[1].share:.0%} of before 14 February 2026, "
-            f"not {allowances[0].share:.0%}: {wrong[0]} duels differ",
-            evidence=round_.report_path(proof.left, proof.right),
-        )
-    return 1
+    apart = [position for position, faults in enumerate(reports) if faults.times[0] and not faults.times[1]]
+    former = apart[-1] + 1 if apart else 0
+    if not apart or any(faults.times[1] for faults in reports[:former]):
+        return 0
+    proof = reports[apart[0]].report
+    cell.explain(
+        paths.results(round_.number, LEADER, "generated"),
+        f"overtime follows the allowance of {allowances[1].share:.0%} of before 14 February 2026, not "
+        f"{allowances[0].share:.0%}: {sum(len(reports[position].times[0]) for position in apart)} duels differ",
+        evidence=round_.report_path(proof.left, proof.right),
+    )
+    return former
 
 
 def _before_regeneration(round_: Recorded, faults: dict[Pair, _Faults]) -> list[Pair]:
@@ -230,12 +242,7 @@ def _explain_regeneration(
 ) -> None:
     """The duels that do not follow from the leader's file of now, counted; the rest of these reports must."""
     base = f"/rounds/{round_.number}/{LEADER}/generated/"
-    late = {
-        duel.name
-        for pair in earlier
-        for duel in faults[pair].report.duels
-        if duel.issues.startswith("Generation overtime")
-    }
+    late = {duel.name for pair in earlier for duel in faults[pair].report.duels if lost_by_time(duel)}
     stale = outcomes = 0
     for pair in earlier:
         report, found, path = faults[pair].report, list(faults[pair].own), round_.report_path(*pair)
@@ -245,7 +252,7 @@ def _explain_regeneration(
                 if url is not None and not url.endswith(f"{base}{duel.name}.{suffix}"):
                     found.append(f"{duel.name}: left_{suffix} is {url}, no address of the leader's")
             judged = bool(duel.left_png and duel.right_png)
-            if judged and (duel.name in late) != duel.issues.startswith("Generation overtime"):
+            if judged and (duel.name in late) != lost_by_time(duel):
                 found.append(
                     f"{duel.name}: {_told(duel)}, but the other matches of then say otherwise of the leader's time"
                 )

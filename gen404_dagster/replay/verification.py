@@ -161,7 +161,9 @@ def check_audits(round_: Recorded) -> tuple[Cell, dict[Hotkey, DerivedAudit]]:
     cell, path = Cell("generation audits"), paths.generation_audits(round_.number)
     found: dict[Hotkey, DerivedAudit] = {}
     for hotkey, recorded in (round_.state.generation_audits or {}).items():
-        if recorded.outcome == AuditOutcome.PENDING and not round_.settled:
+        if recorded.outcome == AuditOutcome.PENDING:
+            if round_.settled:
+                cell.note(path, f"{hotkey}: the audit was left without an outcome", hotkey)
             continue
         found[hotkey] = audit = derive_audit(round_, hotkey, recorded)
         if audit.status == Status.EXACT:
@@ -172,7 +174,7 @@ def check_audits(round_: Recorded) -> tuple[Cell, dict[Hotkey, DerivedAudit]]:
             cell.deviate(path, f"{hotkey}: {audit.what}", hotkey)
     if round_.settled:
         for request in round_.state.requests:
-            if request.hotkey not in found:
+            if request.hotkey not in (round_.state.generation_audits or {}):
                 cell.note(path, f"{request.hotkey} was asked for and has no verdict", request.hotkey)
     for source in round_.state.source_audits:
         if source.hotkey not in round_.order:

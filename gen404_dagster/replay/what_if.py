@@ -28,6 +28,7 @@ from gen404_dagster.competition.models import (
 from gen404_dagster.competition.timeline import Reign, Timeline, derive_timeline, margins
 from gen404_dagster.errors import OperatorError
 from gen404_dagster.replay.findings import Status
+from gen404_dagster.replay.matches import lost_by_time
 from gen404_dagster.replay.record import Record, Recorded, read_recorded
 from gen404_dagster.replay.verification import derive_audit
 
@@ -254,7 +255,7 @@ def _margins(round_: Recorded, changed: frozenset[str], unknown: list[str]) -> M
             continue
         both = [duel for duel in report.duels if duel.left_png and duel.right_png]
         gained = sum(1 - value.get(duel.winner, 0) for duel in both if duel.name in late)
-        open_ = [d.name for d in both if d.issues.startswith("Generation overtime") and d.name not in late]
+        open_ = [d.name for d in both if lost_by_time(d) and d.name not in late]
         if gained:
             played[left, right] = (report.score + gained) / len(report.duels)
         lowest = (report.score + gained - 2 * len(open_)) / len(report.duels)

@@ -34,11 +34,11 @@ def open_record(location: str, commit: str | None = None) -> Iterator[Snapshot]:
         raise OperatorError(f"{location} does not exist: name a folder, or a git repository by path or URL")
     with tempfile.TemporaryDirectory(prefix="gen404-record-") as folder:
         mirror = Path(folder) / "mirror.git"
-        with StateRepository(location, mirror, _default_branch(location)) as repository:
+        with StateRepository(location, mirror, default_branch(location)) as repository:
             yield repository.head() if commit is None else repository.at(commit)
 
 
-def _default_branch(location: str) -> str:
+def default_branch(location: str) -> str:
     """The branch that the remote's HEAD names; `main` when it does not say."""
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
     command = ["git", "ls-remote", "--symref", "--", location, "HEAD"]

@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 
 from gen404_dagster.assets.checks import CHECKS
+from gen404_dagster.assets.insights import INSIGHTS
 from gen404_dagster.competition.stages import LANE_OF_JOB
 from gen404_dagster.definitions import build_defs
 from gen404_dagster.jobs import ASSETS_OF_JOB
@@ -18,6 +19,7 @@ GROUPS = {
     "duels": {"match_matrix", "audit_requests"},
     "verification": {"source_audits", "builds", "generation_audits"},
     "finale": {"winner", "leader", "next_schedule"},
+    "insights": set(INSIGHTS),
 }
 
 
@@ -49,6 +51,9 @@ def test_every_asset_says_what_it_is(defs: dg.Definitions) -> None:
         assert spec.owners, name
         assert spec.kinds, name
         assert spec.code_version, name
+        if spec.group_name == "insights":
+            assert spec.partitions_def is None, name
+            continue
         assert spec.partitions_def is not None, name
         expected = "round_miner" if name in ("downloads", "renders") else "round"
         assert isinstance(spec.partitions_def, dg.DynamicPartitionsDefinition)
@@ -62,9 +67,9 @@ def test_every_job_has_a_lane_and_makes_what_it_says(defs: dg.Definitions) -> No
         assert {key.to_user_string() for key in keys} == set(assets)
 
 
-def test_every_asset_but_the_adopted_ones_is_made_by_a_job(defs: dg.Definitions) -> None:
+def test_every_asset_but_the_adopted_ones_and_insights_is_made_by_a_job(defs: dg.Definitions) -> None:
     made = {asset for assets in ASSETS_OF_JOB.values() for asset in assets}
-    assert {spec.key.to_user_string() for spec in specs(defs)} - made == {"schedule", "source_audits"}
+    assert {spec.key.to_user_string() for spec in specs(defs)} - made == {"schedule", "source_audits", *INSIGHTS}
 
 
 def test_checks_belong_to_assets_and_explain_themselves() -> None:

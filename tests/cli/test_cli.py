@@ -15,7 +15,7 @@ from PIL import Image
 
 from gpu_kernels import write_glb
 
-COMMANDS = ["simulate", "world", "ui", "render", "distance", "judge", "commitments", "fetch", "doctor"]
+COMMANDS = ["simulate", "world", "ui", "render", "distance", "judge", "commitments", "fetch", "backfill", "doctor"]
 
 
 def gen404(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":

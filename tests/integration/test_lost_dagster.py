@@ -13,7 +13,7 @@ def test_deleting_the_dagster_directory_in_the_middle_loses_nothing(
 ) -> None:
     whole = undisturbed[0]
     simulation = Simulation(tmp_path / "lost", *whole.simulation.options)
-    fell = simulation.kill_at(Moment(0, None, at_push=("audit",)))
+    fell = simulation.kill_at(Moment(0, 0, at_push=("audit",)))
     assert fell is not None
     recorded = len(simulation.commits())
     assert 0 < recorded < len(whole.simulation.commits())

@@ -92,12 +92,6 @@ EVIDENCE: dict[str, tuple[int, str, str, Callable[[Any], Any]]] = {
         paths.match_report(3, "leader", AGAIN),
         lambda report: report["duels"][0].update(left_glb=None, left_png=None),
     ),
-    "the former allowance": (
-        3,
-        "duels",
-        paths.match_report(3, "leader", AGAIN),
-        lambda report: [duel.update(issues=overtime(duel)) for duel in report["duels"][:40]] and None,
-    ),
     "a match played again": (
         3,
         "matrix",
@@ -105,10 +99,6 @@ EVIDENCE: dict[str, tuple[int, str, str, Callable[[Any], Any]]] = {
         lambda report: report["duels"][0].update(left_glb=None, left_png=None),
     ),
 }
-
-
-def overtime(duel: dict[str, Any]) -> str:
-    return f"Generation overtime for {duel['name']} from left" if duel["winner"] == "right" else duel["issues"]
 
 
 @pytest.mark.parametrize("name", EVIDENCE)
@@ -165,6 +155,25 @@ def test_the_leaders_results_of_before_the_repair_follow_the_matches_of_then(
     assert {found.hotkey for found in of(result, "duels", Status.DEVIATES)} == {AGAIN}
 
 
+def test_the_allowance_of_before_14_february_is_read_off_the_matches_that_followed_it(
+    look: Callable[..., RoundReplay], texts: dict[str, str], shared: Path
+) -> None:
+    # On the results of before the repair seven prompts were overtime: six are free today, twelve were then.
+    then = repaired(shared, "11", "before", "state.json")
+    result = look(3, then)
+    (found,) = of(result, "duels", Status.EXPLAINED)
+    assert "10%" in found.what
+    assert found.evidence is not None
+
+    def lose_all_by_time(report: dict[str, Any]) -> None:
+        for duel in report["duels"]:
+            if duel["winner"] == "right" and duel["left_png"]:
+                duel.update(issues="Generation time exceeded for left")
+
+    altered_report = altered(texts, found.evidence, lose_all_by_time)
+    assert len(of(look(3, then | altered_report), "duels", Status.DEVIATES)) > len(of(result, "duels", Status.DEVIATES))
+
+
 def test_image_names_of_the_wrong_template_do_not_make_the_winner(
     look: Callable[..., RoundReplay], shared: Path
 ) -> None:
@@ -177,9 +186,10 @@ def test_a_round_that_moved_on_without_a_winner_deviates(look: Callable[..., Rou
     assert [found.file for found in of(result, "winner", Status.DEVIATES)] == [paths.winner(1)]
 
 
-def test_a_transition_made_by_mistake_deviates(look: Callable[..., RoundReplay], shared: Path) -> None:
-    result = look(0, repaired(shared, "05", "before", "config.json", "state.json"))
-    assert "effective_block" in of(result, "leader", Status.DEVIATES)[0].what
+def test_a_transition_that_was_rolled_back_is_missing(look: Callable[..., RoundReplay], shared: Path) -> None:
+    result = look(0, repaired(shared, "05", "after", "config.json", "state.json"))
+    (found,) = of(result, "leader", Status.DEVIATES)
+    assert (found.file, found.hotkey) == ("leader.json", WINNER)
 
 
 def judged_again(texts: dict[str, str], left: str, right: str, flips: dict[str, str]) -> dict[str, str]:

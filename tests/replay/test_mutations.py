@@ -123,7 +123,7 @@ SINGLE_CHANGES: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
         lambda report: report["duels"][5].update(winner="draw" if report["duels"][5]["winner"] != "draw" else "left"),
     ),
     "one margin": ("rounds/2/matches_matrix.csv", "margin", lambda rows: rows[3].update(margin=-0.9921875)),
-    "one prompt": ("rounds/1/prompts.txt", "line", lambda lines: lines.__setitem__(70, lines[70].replace("-", "_"))),
+    "one prompt": ("rounds/1/prompts.txt", "line", lambda lines: lines.__setitem__(70, f"{lines[70][:-5]}x.png")),
     "one audit count": (
         "rounds/1/generation_audits.json",
         "failed_prompts",

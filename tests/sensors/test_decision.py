@@ -8,7 +8,9 @@ from gen404_dagster.sensors.decision import Hold, Launch, PastRun, decide, pause
 DUE = Do("judge", "abc", "2 matches are due")
 
 
-def only(due: Do | Wait, busy: str | None = None, past: list[PastRun] | None = None, now: float = 1000.0) -> Launch | Hold:
+def only(
+    due: Do | Wait, busy: str | None = None, past: list[PastRun] | None = None, now: float = 1000.0
+) -> Launch | Hold:
     answers = decide({Lane.DUELS: due}, {Lane.DUELS: busy} if busy else {}, {Lane.DUELS: past or []}, now)
     assert len(answers) == 1
     return answers[0]
