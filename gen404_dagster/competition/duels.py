@@ -42,11 +42,11 @@ def decide_unjudged(
     if not right_png:
         return DuelWinner.LEFT, f"No preview for {prompt} from right"
     if left_late and right_late:
-        return DuelWinner.DRAW, f"Generation overtime for {prompt} from both"
+        return DuelWinner.DRAW, "Generation time exceeded for both"
     if left_late:
-        return DuelWinner.RIGHT, f"Generation overtime for {prompt} from left"
+        return DuelWinner.RIGHT, "Generation time exceeded for left"
     if right_late:
-        return DuelWinner.LEFT, f"Generation overtime for {prompt} from right"
+        return DuelWinner.LEFT, "Generation time exceeded for right"
     return None
 
 

@@ -24,7 +24,7 @@ from gen404_dagster.competition.models import (
 from gen404_dagster.competition.stages import RoundState
 
 Row = dict[str, str | int | float | bool | None]
-UNJUDGED = ("No preview", "Generation overtime", "No valid answer", "Internal error")
+UNJUDGED = ("No preview", "Generation time exceeded", "No valid answer", "Internal error")
 """How the words of a duel begin that no judge has decided."""
 
 

@@ -37,8 +37,7 @@ FORMER_ALLOWANCE = 0.10
 """Share of the prompts that could be overtime without loss until 14 February 2026; the configured one since."""
 
 _JUDGE_FAILED = "Internal error"
-_LOST_BY_TIME = ("Generation time exceeded for", "Generation overtime for")
-"""As the public service says it, and as `competition.duels` does."""
+_LOST_BY_TIME = "Generation time exceeded for"
 
 
 def check_margins(round_: Recorded) -> Cell:

@@ -41,9 +41,9 @@ def report(right: int, left: int, draws: int) -> MatchReport:
         (None, "r", False, False, (RIGHT, "No preview for p from left")),
         (None, "r", False, True, (RIGHT, "No preview for p from left")),
         ("l", None, True, False, (LEFT, "No preview for p from right")),
-        ("l", "r", True, True, (DRAW, "Generation overtime for p from both")),
-        ("l", "r", True, False, (RIGHT, "Generation overtime for p from left")),
-        ("l", "r", False, True, (LEFT, "Generation overtime for p from right")),
+        ("l", "r", True, True, (DRAW, "Generation time exceeded for both")),
+        ("l", "r", True, False, (RIGHT, "Generation time exceeded for left")),
+        ("l", "r", False, True, (LEFT, "Generation time exceeded for right")),
         ("l", "r", False, False, None),
     ],
 )
