@@ -12,6 +12,7 @@ from PIL import Image
 
 from gen404_dagster.resources.embedder import EfficientNetEmbedder
 from gen404_dagster.resources.judge import EmbeddedJudge, JudgeAnswer, Question
+from tests.simulations import Played
 
 
 def simulate(workdir: Path, *options: str) -> dict[str, Any]:
@@ -41,8 +42,8 @@ def roles(result: dict[str, Any]) -> dict[str, str]:
 SMALL = ("--miners", "3", "--prompts", "4")
 
 
-def test_the_cheater_leads_is_rejected_and_the_honest_best_wins(tmp_path: Path) -> None:
-    result = simulate(tmp_path, *SMALL)
+def test_the_cheater_leads_is_rejected_and_the_honest_best_wins(undisturbed: tuple[Played, Played]) -> None:
+    result = undisturbed[0].result["rounds"][0]
     role = roles(result)
     margins = {(role.get(left, left), role[right]): margin for left, right, margin in result["matrix"]}
     assert margins["cheater", "best"] < 0.05, "the best did not beat the cheater's files"
