@@ -4,7 +4,7 @@ Belongs here: pure checks of recorded state, each with its words. They run with 
 when a recorded round is adopted. Does not: deciding (the rules), repairing (operator jobs).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -158,7 +158,3 @@ def specs_of(*assets: str) -> list[dg.AssetCheckSpec]:
 
 def evaluate(asset: str, at: Recorded) -> list[dg.AssetCheckResult]:
     return [check.evaluate(at) for check in CHECKS if check.asset == asset]
-
-
-def evaluate_all(assets: Iterable[str], at: Recorded) -> list[dg.AssetCheckResult]:
-    return [result for asset in assets for result in evaluate(asset, at)]

@@ -7,7 +7,7 @@ Source: spec section 3; margins proven on 208 recorded matches.
 
 import math
 import random
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 
 from gen404_dagster.competition.limits import Limits
 from gen404_dagster.competition.models import (
@@ -116,9 +116,3 @@ def critical_prompts(report: MatchReport, win_margin: float, seed: int, limits: 
     won = [duel.name for duel in report.duels if duel.winner == DuelWinner.RIGHT]
     k = max(1, math.ceil(len(report.duels) * win_margin))
     return won if len(won) <= k else random.Random(seed).sample(won, k)
-
-
-def draw_rate(duels: Sequence[Duel], judged: Set[Stem]) -> float | None:
-    """Share of draws among the judged duels, None when nothing was judged."""
-    outcomes = [duel.winner for duel in duels if duel.name in judged]
-    return sum(winner == DuelWinner.DRAW for winner in outcomes) / len(outcomes) if outcomes else None

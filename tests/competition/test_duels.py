@@ -10,7 +10,6 @@ from gen404_dagster.competition.duels import (
     critical_prompts,
     decide_by_penalties,
     decide_unjudged,
-    draw_rate,
     margin_without_results,
     match_report,
     overtime_losses,
@@ -171,12 +170,6 @@ def test_many_wins_of_a_close_match_are_drawn_with_the_seed_of_the_round() -> No
 
 def test_at_least_one_prompt_is_critical() -> None:
     assert len(critical_prompts(report(right=3, left=3, draws=0), 0.0, 7, LIMITS)) == 1
-
-
-def test_the_draw_rate_counts_judged_duels_alone() -> None:
-    duels = [duel("a", DRAW), duel("b", RIGHT), duel("c", DRAW)]
-    assert draw_rate(duels, {"a", "b"}) == 0.5
-    assert draw_rate(duels, set()) is None
 
 
 PNG = st.sampled_from([None, "x"])
