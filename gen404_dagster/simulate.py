@@ -99,7 +99,7 @@ def _quoted(value: str) -> str:
 
 
 def _play(workdir: Path, world: World, settings: Settings, rounds: int, console: Console) -> None:
-    screen = Screen(console, settings)
+    screen = Screen(console)
     log = EventLog(workdir / "simulation.log", screen.event)
     with dg.DagsterInstance.from_config(str(workdir / "dagster")) as instance:
         driver = Driver(settings, instance, log, resume=log.unfinished_lane())
@@ -114,8 +114,8 @@ class Screen:
         "start": "cyan", "end": "green", "failed": "bold red", "clock": "yellow", "reviewed": "magenta", "buried": "red",
     }  # fmt: skip
 
-    def __init__(self, console: Console, settings: Settings) -> None:
-        self._console, self._settings = console, settings
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._driver: Driver | None = None
         self._now = ""
 

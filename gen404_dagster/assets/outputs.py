@@ -41,7 +41,7 @@ from gen404_dagster.resources.configured import (
     StateRepositoryResource,
 )
 from gen404_dagster.resources.journal import Journal
-from gen404_dagster.resources.object_store import ObjectStore
+from gen404_dagster.resources.object_store import PNG, ObjectStore
 from gen404_dagster.resources.renderer import Renderer
 from gen404_dagster.resources.round_files import read_results, read_round
 from gen404_dagster.resources.state_repo import Change, Snapshot, Step
@@ -50,7 +50,6 @@ GROUP = "outputs"
 
 # One run for all miners of a round is what this pipeline is built on; the parameter is marked beta.
 warnings.filterwarnings("ignore", "Parameter `backfill_policy`", dg.BetaWarning)
-GLB, PNG = "model/gltf-binary", "image/png"
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ from gen404_dagster.resources.configured import (
 )
 from gen404_dagster.resources.embedder import Embedder
 from gen404_dagster.resources.journal import Journal
-from gen404_dagster.resources.object_store import ObjectStore
+from gen404_dagster.resources.object_store import GLB, PNG, ObjectStore
 from gen404_dagster.resources.pods.fleet import Accepted, Regeneration, RegenerationJob, regenerate
 from gen404_dagster.resources.pods.protocol import PodProvider
 from gen404_dagster.resources.prompt_pictures import PromptPictures
@@ -73,7 +73,6 @@ from gen404_dagster.resources.round_files import read_results, read_round
 from gen404_dagster.resources.state_repo import Change, Snapshot, Step
 
 GROUP = "verification"
-GLB, PNG = "model/gltf-binary", "image/png"
 
 
 @dataclass(frozen=True)

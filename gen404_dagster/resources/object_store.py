@@ -28,6 +28,9 @@ MAX_KEY_BYTES = 1024
 _PARTIAL = ".partial"
 _FACTS = ".facts"
 
+GLB, PNG = "model/gltf-binary", "image/png"
+"""Content types of the 3D files and of their previews."""
+
 
 class ObjectMissing(OperatorError):
     """The store has no such object. Names the key."""

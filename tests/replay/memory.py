@@ -19,25 +19,9 @@ from gen404_dagster.replay.findings import Finding, Status
 from gen404_dagster.replay.record import Parsed, Record
 from gen404_dagster.replay.rounds import replay_competition, replay_round
 from gen404_dagster.resources.state_repo import CommitInfo, Snapshot
+from tests.simulations import STATE_FILES
 
-ADAPTERS: dict[str, TypeAdapter[Any]] = {
-    "config.json": models.CONFIG,
-    "state.json": models.STATE,
-    "leader.json": models.LEADERS,
-    "schedule.json": models.SCHEDULE,
-    "seed.json": models.SEED,
-    "submissions.json": models.SUBMISSIONS,
-    "builds.json": models.BUILDS,
-    "require_audit.json": models.AUDIT_REQUESTS,
-    "generation_audits.json": models.GENERATION_AUDITS,
-    "source_audit.json": models.SOURCE_AUDITS,
-    "winner.json": models.WINNER,
-    "submitted.json": models.RESULTS,
-    "generated.json": models.RESULTS,
-    "leader/generated.json": models.RESULTS,
-    "pod_stats.json": models.POD_STATS,
-    "duels.json": models.MATCH_REPORT,
-}
+ADAPTERS: dict[str, TypeAdapter[Any]] = STATE_FILES | {"leader/generated.json": models.RESULTS}
 
 
 class MemorySnapshot(Snapshot):
