@@ -12,36 +12,50 @@ from gpu_kernels.errors import UnreadableModel
 if TYPE_CHECKING:
     from gpu_kernels.gltf import load_glb, write_glb
     from gpu_kernels.mesh import Material, Mesh
-    from gpu_kernels.preview import encode_png, render_preview, render_view, warm_up
-    from gpu_kernels.registry import Backend, backends
+    from gpu_kernels.models import load_model
+    from gpu_kernels.preview import draw_preview, encode_png, render_preview, render_view, self_test, warm_up
+    from gpu_kernels.registry import Backend, Choice, backends, choose
+    from gpu_kernels.splats import Splats
 
 # Identifies the picture's definition: changes whenever an unchanged file would give other pixels.
-RENDERER_VERSION = "1"
+RENDERER_VERSION = "2"
 
 __all__ = [
     "RENDERER_VERSION",
     "Backend",
+    "Choice",
     "Material",
     "Mesh",
+    "Splats",
     "UnreadableModel",
     "backends",
+    "choose",
+    "draw_preview",
     "encode_png",
     "load_glb",
+    "load_model",
     "render_preview",
     "render_view",
+    "self_test",
     "warm_up",
     "write_glb",
 ]
 
 _HOMES = {
     "Backend": "registry",
+    "Choice": "registry",
     "Material": "mesh",
     "Mesh": "mesh",
+    "Splats": "splats",
     "backends": "registry",
+    "choose": "registry",
+    "draw_preview": "preview",
     "encode_png": "preview",
     "load_glb": "gltf",
+    "load_model": "models",
     "render_preview": "preview",
     "render_view": "preview",
+    "self_test": "preview",
     "warm_up": "preview",
     "write_glb": "gltf",
 }

@@ -18,11 +18,12 @@ GAP = 5  # pixels, black
 GRID_SIZE = 2 * VIEW_SIZE + GAP
 MESH_DISTANCE = 2.0  # world units from the eye to the origin
 MESH_NEAR = 0.05
+SPLAT_DISTANCE = 2.5  # world units
 
 
 @dataclass(frozen=True)
 class View:
-    """A pinhole camera that looks at the origin with +Y up, and the direction of its one light."""
+    """A pinhole camera that looks at the origin, and the direction of its one light (splats have their own)."""
 
     eye: NDArray[np.float64]  # [3] world units
     right: NDArray[np.float64]  # [3] unit
@@ -60,6 +61,25 @@ def mesh_view(azimuth: float, elevation: float, size: int) -> View:
         up=np.cross(right, forward),
         forward=forward,
         light=light / np.linalg.norm(light),
+        focal=0.5 * size / math.tan(math.radians(FIELD_OF_VIEW) / 2),
+        size=size,
+    )
+
+
+def splat_view(azimuth: float, elevation: float, size: int) -> View:
+    """View of splats, whose up is -Y, from elevation degrees above the horizon.
+
+    azimuth: degrees from -Z towards -X; size: side of the square picture in pixels.
+    """
+    theta, phi = math.radians(azimuth), math.radians(elevation)
+    forward = np.array([math.cos(phi) * math.sin(theta), math.sin(phi), math.cos(phi) * math.cos(theta)])
+    right = np.array([math.cos(theta), 0.0, -math.sin(theta)])  # Y x forward, also straight from above or below
+    return View(
+        eye=-SPLAT_DISTANCE * forward,
+        right=right,
+        up=np.cross(right, forward),
+        forward=forward,
+        light=-forward,
         focal=0.5 * size / math.tan(math.radians(FIELD_OF_VIEW) / 2),
         size=size,
     )

@@ -1,23 +1,26 @@
-"""GLB files: bytes to a `Mesh`, and a `Mesh`'s arrays to bytes.
+"""GLB files: bytes to a `Mesh`.
 
-Belongs here: the container, accessors, textures, and every reason to refuse a file. The bytes come from a stranger:
-each count, offset and size is checked here before anything is read or allocated.
-Does not: the cube that a preview must fit in (`mesh.check_cube`), pixels.
+Belongs here: accessors, the material, and every reason to refuse a file. The bytes come from a stranger: each count,
+offset and size is checked here before anything is read or allocated.
+Does not: the container and its JSON (`gltf_document`), decoding of images (`gltf_images`), the cube that a preview must
+fit in (`mesh.check_cube`), pixels.
 Source: glTF 2.0 specification (Khronos); what is honoured of it is spec/rendering.md "Meshes".
 """
 
 import base64
 import binascii
-import io
-import json
-import struct
-from typing import Annotated, Any, TypeVar
+import dataclasses
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from numpy.typing import NDArray
 
+from gpu_kernels import threads
 from gpu_kernels.errors import UnreadableModel
+from gpu_kernels.gltf_document import Document, Primitive, split_glb
+from gpu_kernels.gltf_images import MAX_TEXTURE_PIXELS, EncodedImage, decode_image, open_image
+from gpu_kernels.gltf_write import write_glb
 from gpu_kernels.mesh import (
     COLOURED_VERTICES,
     MAX_TRIANGLES,
@@ -29,12 +32,12 @@ from gpu_kernels.mesh import (
     Texture,
 )
 
-MAX_JSON_BYTES = 8 << 20
-MAX_IMPLIED_VALUES = 1_000_000  # of a sparse accessor that stands on zeros, not on bytes of the file
-MAX_TEXTURE_PIXELS = 64 << 20  # over all images of a file
-MAX_TEXTURE_SIDE = 16384
+__all__ = ["load_glb", "write_glb"]
 
-_JSON_CHUNK, _BIN_CHUNK = 0x4E4F534A, 0x004E4942
+Item = TypeVar("Item")
+
+MAX_IMPLIED_VALUES = 1_000_000  # of a sparse accessor that stands on zeros, not on bytes of the file
+
 _COMPONENTS: dict[int, type[np.generic]] = {
     5120: np.int8,
     5121: np.uint8,
@@ -46,6 +49,7 @@ _COMPONENTS: dict[int, type[np.generic]] = {
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 _MODES = ("points", "lines", "a line loop", "a line strip", "triangles", "a triangle strip", "a triangle fan")
 # A required extension that only touches looks may be ignored, as the public renderer does; any other changes the bytes.
+# KHR_mesh_quantization is among the refused: its integers become coordinates through a node's transform, which is ignored.
 _HARMLESS = (
     "KHR_materials_",
     "KHR_texture_transform",
@@ -56,112 +60,6 @@ _HARMLESS = (
 _IMAGE_EXTENSIONS = ("KHR_texture_basisu", "MSFT_texture_dds")
 
 
-# --- the JSON part: only what is read; everything else in it is ignored ---
-
-Count = Annotated[int, Field(ge=0, le=1 << 40)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Item = TypeVar("Item")
-Many = Annotated[list[Item], Field(max_length=100_000, fail_fast=True)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    extensions: dict[str, Any] = {}
-
-
-class _Buffer(_Part):
-    byteLength: Count
-    uri: str | None = None
-
-
-class _BufferView(_Part):
-    buffer: Count
-    byteOffset: Count = 0
-    byteLength: Count
-    byteStride: Count | None = None
-
-
-class _SparseIndices(_Part):
-    bufferView: Count
-    byteOffset: Count = 0
-    componentType: int
-
-
-class _SparseValues(_Part):
-    bufferView: Count
-    byteOffset: Count = 0
-
-
-class _Sparse(_Part):
-    count: Count
-    indices: _SparseIndices
-    values: _SparseValues
-
-
-class _Accessor(_Part):
-    bufferView: Count | None = None
-    byteOffset: Count = 0
-    componentType: int
-    count: Count
-    type: str
-    normalized: bool = False
-    sparse: _Sparse | None = None
-
-
-class _Primitive(_Part):
-    attributes: dict[str, Count]
-    indices: Count | None = None
-    material: Count | None = None
-    mode: int = 4
-
-
-class _Mesh(_Part):
-    primitives: Many[_Primitive] = []
-
-
-class _Image(_Part):
-    uri: str | None = None
-    bufferView: Count | None = None
-
-
-class _Texture(_Part):
-    source: Count | None = None
-
-
-class _TextureInfo(_Part):
-    index: Count
-
-
-class _MetallicRoughness(_Part):
-    baseColorFactor: tuple[Number, Number, Number, Number] = (1.0, 1.0, 1.0, 1.0)
-    metallicFactor: Number = 1.0
-    roughnessFactor: Number = 1.0
-    baseColorTexture: _TextureInfo | None = None
-    metallicRoughnessTexture: _TextureInfo | None = None
-
-
-class _Material(_Part):
-    pbrMetallicRoughness: _MetallicRoughness = _MetallicRoughness()
-    normalTexture: _TextureInfo | None = None
-    occlusionTexture: _TextureInfo | None = None
-    emissiveTexture: _TextureInfo | None = None
-    emissiveFactor: tuple[Number, Number, Number] = (0.0, 0.0, 0.0)
-
-
-class _Document(_Part):
-    extensionsRequired: Many[str] = []
-    buffers: Many[_Buffer] = []
-    bufferViews: Many[_BufferView] = []
-    accessors: Many[_Accessor] = []
-    meshes: Many[_Mesh] = []
-    materials: Many[_Material] = []
-    textures: Many[_Texture] = []
-    images: Many[_Image] = []
-
-
-# --- reading ---
-
-
 def load_glb(data: bytes | bytearray | memoryview) -> Mesh:
     """Decode a GLB that holds exactly one triangle primitive. Arrays are views of `data` where its layout allows.
 
@@ -170,53 +68,24 @@ def load_glb(data: bytes | bytearray | memoryview) -> Mesh:
 
     Raises UnreadableModel, and nothing else, for a file that is refused.
     """
-    document, binary = _split(memoryview(data).cast("B"))
-    return _Reader(document, binary).mesh()
-
-
-def _split(data: memoryview) -> tuple[_Document, memoryview]:
-    """The parsed JSON chunk and the binary chunk (empty where there is none)."""
-    if len(data) < 20 or bytes(data[:4]) != b"glTF":
-        raise UnreadableModel("not a GLB file")
-    version, length = struct.unpack_from("<II", data, 4)
-    if version != 2:
-        raise UnreadableModel(f"GLB version {version}, only 2 is supported")
-    if length > len(data):
-        raise UnreadableModel(f"truncated: {len(data)} of {length} bytes")
-    chunks: dict[int, memoryview] = {}
-    at = 12
-    while at + 8 <= length and len(chunks) < 2:
-        size, kind = struct.unpack_from("<II", data, at)
-        if at + 8 + size > length:
-            raise UnreadableModel(f"truncated: a chunk of {size} bytes at {at} ends past the file")
-        if not chunks and kind != _JSON_CHUNK:
-            raise UnreadableModel("not a GLB file: the first chunk is not JSON")
-        if kind in (_JSON_CHUNK, _BIN_CHUNK):
-            chunks.setdefault(kind, data[at + 8 : at + 8 + size])
-        at += 8 + size
-    if _JSON_CHUNK not in chunks:
-        raise UnreadableModel("not a GLB file: no JSON chunk")
-    if len(chunks[_JSON_CHUNK]) > MAX_JSON_BYTES:
-        raise UnreadableModel(f"{len(chunks[_JSON_CHUNK])} bytes of JSON, at most {MAX_JSON_BYTES} are allowed")
+    document, binary = split_glb(memoryview(data).cast("B"))
+    reader = _Reader(document, binary)
     try:
-        document = _Document.model_validate_json(bytes(chunks[_JSON_CHUNK]).rstrip(b" \0"))
-    except ValidationError as error:
-        if error.error_count() > 1000:  # listing them would take longer than reading did
-            raise UnreadableModel(f"malformed glTF: {error.error_count()} errors") from None
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(step) for step in first["loc"]) or "JSON"
-        raise UnreadableModel(f"malformed glTF: {where}: {first['msg']}") from None
-    return document, chunks.get(_BIN_CHUNK, memoryview(b""))
+        return reader.mesh()
+    finally:
+        for image in reader.decoding.values():
+            image.cancel()  # only of a refused file are some not done yet
 
 
 class _Reader:
-    """One file being read: the document, its binary chunk, and the images decoded so far."""
+    """One file being read: the document, its binary chunk, its decoded data URIs, and the images being decoded."""
 
-    def __init__(self, document: _Document, binary: memoryview) -> None:
+    def __init__(self, document: Document, binary: memoryview) -> None:
         self.document = document
         self.binary = binary
-        self.images: dict[int, Texture] = {}
-        self.pixels = 0
+        self.buffers: dict[int, memoryview] = {}
+        self.decoding: dict[int, Future[Texture]] = {}
+        self.pixels_left = MAX_TEXTURE_PIXELS
 
     def mesh(self) -> Mesh:
         for name in self.document.extensionsRequired:
@@ -235,34 +104,25 @@ class _Reader:
         if "POSITION" not in primitive.attributes:
             raise UnreadableModel("no POSITION attribute")
 
+        # Decoding takes far longer than all that follows: it starts first, and is waited for last.
+        textures = self.start_textures(primitive)
         positions = self.attribute(primitive, "POSITION", (3,))
         assert positions is not None
         normals = self.attribute(primitive, "NORMAL", (3,))
         if normals is not None and not np.isfinite(normals).all():
             normals = np.where(np.isfinite(normals), normals, np.float32(0))
         material = self.material(primitive)
-        colours = None
+        colours = self.colours(primitive) if material is None else None
         if material is None:
-            colours = self.attribute(primitive, "COLOR_0", (3, 4))
-            if colours is not None:
-                if colours.shape[1] == 3:
-                    colours = np.concatenate([colours, np.ones((len(colours), 1), np.float32)], axis=1)
-                if not np.isfinite(colours).all():
-                    raise UnreadableModel("COLOR_0 has values that are not finite numbers")
-                colours = np.clip(colours, np.float32(0), np.float32(1))
             material = NO_MATERIAL if colours is None else COLOURED_VERTICES
-        return Mesh(
-            positions=positions,
-            indices=self.indices(primitive, len(positions)),
-            normals=normals,
-            uv=self.attribute(primitive, "TEXCOORD_0", (2,)),
-            colours=colours,
-            material=material,
-        )
+        indices = self.indices(primitive, len(positions))
+        uv = self.attribute(primitive, "TEXCOORD_0", (2,))
+        decoded: dict[str, Any] = {slot: texture.result() for slot, texture in textures.items()}
+        return Mesh(positions, indices, normals, uv, colours, dataclasses.replace(material, **decoded))
 
     # geometry
 
-    def indices(self, primitive: _Primitive, vertices: int) -> NDArray[np.uint32]:
+    def indices(self, primitive: Primitive, vertices: int) -> NDArray[np.uint32]:
         """[T, 3] triangle corners; a list of vertices without indices is its own order."""
         if primitive.indices is None:
             count = vertices
@@ -278,7 +138,7 @@ class _Reader:
         flat = np.arange(count, dtype=np.uint32) if primitive.indices is None else self.accessor(primitive.indices)
         return np.require(flat.reshape(-1, 3), np.uint32, ["C", "A"])
 
-    def attribute(self, primitive: _Primitive, name: str, widths: tuple[int, ...]) -> Floats | None:
+    def attribute(self, primitive: Primitive, name: str, widths: tuple[int, ...]) -> Floats | None:
         """[V, width] float32 values of a vertex attribute, integers scaled as normalised; None where it is absent."""
         if name not in primitive.attributes:
             return None
@@ -298,6 +158,17 @@ class _Reader:
         limit = np.float32(np.iinfo(_COMPONENTS[accessor.componentType]).max)  # type: ignore[type-var]
         scaled: Floats = np.divide(self.accessor(number), limit, dtype=np.float32)
         return np.maximum(scaled, np.float32(-1))
+
+    def colours(self, primitive: Primitive) -> Floats | None:
+        """[V, 4] vertex colours clipped to 0..1, opaque where the file has three components."""
+        colours = self.attribute(primitive, "COLOR_0", (3, 4))
+        if colours is None:
+            return None
+        if not np.isfinite(colours).all():
+            raise UnreadableModel("COLOR_0 has values that are not finite numbers")
+        clipped = np.ones((len(colours), 4), np.float32)
+        np.clip(colours, np.float32(0), np.float32(1), out=clipped[:, : colours.shape[1]])
+        return clipped
 
     def accessor(self, number: int) -> NDArray[np.generic]:
         """[count, width] values of an accessor, sparse changes applied; a view of the file where nothing changes."""
@@ -356,8 +227,13 @@ class _Reader:
             if name.endswith("_meshopt_compression"):
                 raise UnreadableModel(f"uses {name}")
         buffer = _at(self.document.buffers, view.buffer, "buffer")
-        block = self.binary if buffer.uri is None else _data_uri(buffer.uri, f"buffer {view.buffer}")
-        if buffer.uri is None and view.buffer != 0:
+        if buffer.uri is not None:
+            if view.buffer not in self.buffers:
+                self.buffers[view.buffer] = _data_uri(buffer.uri, f"buffer {view.buffer}")
+            block = self.buffers[view.buffer]
+        elif view.buffer == 0:
+            block = self.binary
+        else:
             raise UnreadableModel(f"buffer {view.buffer} has no data")
         end = view.byteOffset + view.byteLength
         if end > min(len(block), buffer.byteLength):
@@ -366,17 +242,11 @@ class _Reader:
 
     # looks
 
-    def material(self, primitive: _Primitive) -> Material | None:
+    def material(self, primitive: Primitive) -> Material | None:
         if primitive.material is None:
             return None
         material = _at(self.document.materials, primitive.material, "material")
         surface = material.pbrMetallicRoughness
-        # Without coordinates a texture cannot be looked up: only the factors remain.
-        mapped = "TEXCOORD_0" in primitive.attributes
-
-        def texture(info: _TextureInfo | None) -> Texture | None:
-            return self.texture(info.index) if info is not None and mapped else None
-
         red, green, blue, alpha = (round(255 * min(max(factor, 0.0), 1.0)) / 255 for factor in surface.baseColorFactor)
         emissive = tuple(min(max(factor, 0.0), 1.0) for factor in material.emissiveFactor)
         return Material(
@@ -384,30 +254,42 @@ class _Reader:
             metallic=min(max(surface.metallicFactor, 0.0), 1.0),
             roughness=min(max(surface.roughnessFactor, 0.0), 1.0),
             emissive=(emissive[0], emissive[1], emissive[2]),
-            base_colour_texture=texture(surface.baseColorTexture),
-            metallic_roughness_texture=texture(surface.metallicRoughnessTexture),
-            normal_texture=texture(material.normalTexture),
-            occlusion_texture=texture(material.occlusionTexture),
-            emissive_texture=texture(material.emissiveTexture) if any(emissive) else None,
         )
 
-    def texture(self, number: int) -> Texture:
-        """[H, W, 4] decoded pixels of a texture; images that several textures share are decoded once."""
+    def start_textures(self, primitive: Primitive) -> dict[str, Future[Texture]]:
+        """Textures of the primitive's material, by field of `Material`, on their way to being decoded."""
+        # Without coordinates a texture cannot be looked up: only the factors remain.
+        if primitive.material is None or "TEXCOORD_0" not in primitive.attributes:
+            return {}
+        material = _at(self.document.materials, primitive.material, "material")
+        surface = material.pbrMetallicRoughness
+        infos = {
+            "base_colour_texture": surface.baseColorTexture,
+            "metallic_roughness_texture": surface.metallicRoughnessTexture,
+            "normal_texture": material.normalTexture,
+            "occlusion_texture": material.occlusionTexture,
+            "emissive_texture": material.emissiveTexture if any(material.emissiveFactor) else None,
+        }
+        sources = {slot: self.source(info.index) for slot, info in infos.items() if info is not None}
+        images = {number: self.image(number) for number in sources.values()}
+        self.decoding = {number: threads.start(decode_image, image) for number, image in images.items()}
+        return {slot: self.decoding[number] for slot, number in sources.items()}
+
+    def source(self, number: int) -> int:
+        """Number of the image that a texture shows."""
         texture = _at(self.document.textures, number, "texture")
-        source = texture.source
         webp = texture.extensions.get("EXT_texture_webp")
         if isinstance(webp, dict) and isinstance(webp.get("source"), int):
-            source = webp["source"]
-        if source is None:
-            for name in _IMAGE_EXTENSIONS:
-                if name in texture.extensions:
-                    raise UnreadableModel(f"uses {name}")
-            raise UnreadableModel(f"texture {number} has no image")
-        if source not in self.images:
-            self.images[source] = self.image(source)
-        return self.images[source]
+            return int(webp["source"])
+        if texture.source is not None:
+            return texture.source
+        for name in _IMAGE_EXTENSIONS:
+            if name in texture.extensions:
+                raise UnreadableModel(f"uses {name}")
+        raise UnreadableModel(f"texture {number} has no image")
 
-    def image(self, number: int) -> Texture:
+    def image(self, number: int) -> EncodedImage:
+        """An image of an acceptable size, not yet decoded."""
         image = _at(self.document.images, number, "image")
         if image.bufferView is not None:
             data, _ = self.buffer_view(image.bufferView)
@@ -415,32 +297,9 @@ class _Reader:
             data = _data_uri(image.uri, f"image {number}")
         else:
             raise UnreadableModel(f"image {number} has no data")
-        if bytes(data[:12]) == b"\xabKTX 20\xbb\r\n\x1a\n":
-            raise UnreadableModel(f"image {number} is KTX2, only PNG, JPEG and WebP are supported")
-        pixels = _decode_image(data, number, MAX_TEXTURE_PIXELS - self.pixels)
-        self.pixels += pixels.shape[0] * pixels.shape[1]
-        return pixels
-
-
-def _decode_image(data: memoryview, number: int, pixels_left: int) -> Texture:
-    """[H, W, 4] pixels; the declared size is checked before the pixels are decoded."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
-            width, height = picture.size
-            if max(width, height) > MAX_TEXTURE_SIDE or width * height > pixels_left:
-                raise UnreadableModel(f"image {number} of {width} x {height} is too large")
-            if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
-                grey = (np.asarray(picture, np.int32) >> 8).clip(0, 255).astype(np.uint8)
-                return np.ascontiguousarray(np.stack([grey, grey, grey, np.full_like(grey, 255)], axis=-1))
-            return np.ascontiguousarray(np.asarray(picture.convert("RGBA"), np.uint8))
-    except UnreadableModel:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadableModel(f"image {number} is too large") from None
-    except Exception as error:  # a decoder fed with a stranger's bytes raises whatever it likes
-        raise UnreadableModel(f"image {number} cannot be decoded: {type(error).__name__}") from None
+        opened = open_image(data, f"image {number}", self.pixels_left)
+        self.pixels_left -= opened.pixels
+        return opened
 
 
 def _data_uri(uri: str, where: str) -> memoryview:
@@ -457,90 +316,3 @@ def _at(items: list[Item], number: int, kind: str) -> Item:
     if not 0 <= number < len(items):
         raise UnreadableModel(f"{kind} {number} does not exist")
     return items[number]
-
-
-# --- writing ---
-
-
-def write_glb(
-    positions: ArrayLike,
-    indices: ArrayLike,
-    normals: ArrayLike | None = None,
-    uv: ArrayLike | None = None,
-    colours: ArrayLike | None = None,
-    base_colour: tuple[float, float, float, float] | None = (1.0, 1.0, 1.0, 1.0),
-    metallic: float = 0.0,
-    roughness: float = 1.0,
-    base_colour_png: bytes | None = None,
-    *,
-    material: dict[str, Any] | None = None,
-    images: dict[str, bytes] | None = None,
-) -> bytes:
-    """Pack one triangle mesh into a GLB; equal arguments give equal bytes.
-
-    positions: [V, 3]; indices: [T, 3]; normals: [V, 3]; uv: [V, 2], v downwards; colours: [V, 4] linear RGBA.
-    base_colour: linear RGBA, or None for a file without a material (colours count only there).
-    base_colour_png: an encoded image (PNG, JPEG) that multiplies base_colour; needs uv.
-    material: further glTF material keys, e.g. {"emissiveFactor": [1, 1, 1]}.
-    images: encoded images for the material's other textures: "normalTexture", "occlusionTexture", "emissiveTexture",
-        "metallicRoughnessTexture".
-    """
-    blocks: list[bytes] = []
-    views: list[dict[str, int]] = []
-    accessors: list[dict[str, Any]] = []
-
-    def add_block(block: bytes) -> int:
-        views.append({"buffer": 0, "byteOffset": sum(map(len, blocks)), "byteLength": len(block)})
-        blocks.append(block + b"\0" * (-len(block) % 4))
-        return len(views) - 1
-
-    def add_values(values: ArrayLike, dtype: type, kind: str, bounds: bool = False) -> int:
-        array: NDArray[Any] = np.ascontiguousarray(values, dtype)
-        accessor: dict[str, Any] = {
-            "bufferView": add_block(array.tobytes()),
-            "componentType": 5126 if dtype is np.float32 else 5125,
-            "count": array.size // _WIDTHS[kind],
-            "type": kind,
-        }
-        if bounds:
-            accessor["min"], accessor["max"] = array.min(axis=0).tolist(), array.max(axis=0).tolist()
-        accessors.append(accessor)
-        return len(accessors) - 1
-
-    attributes = {"POSITION": add_values(positions, np.float32, "VEC3", bounds=True)}
-    for name, values, kind in (("NORMAL", normals, "VEC3"), ("TEXCOORD_0", uv, "VEC2"), ("COLOR_0", colours, "VEC4")):
-        if values is not None:
-            attributes[name] = add_values(values, np.float32, kind)
-    primitive: dict[str, Any] = {"attributes": attributes, "indices": add_values(indices, np.uint32, "SCALAR")}
-    document: dict[str, Any] = {"asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": [0]}]}
-    if base_colour is not None:
-        surface: dict[str, Any] = {
-            "baseColorFactor": list(base_colour),
-            "metallicFactor": metallic,
-            "roughnessFactor": roughness,
-        }
-        described: dict[str, Any] = {"pbrMetallicRoughness": surface, **(material or {})}
-        pictures = dict(images or {})
-        if base_colour_png is not None:
-            pictures["baseColorTexture"] = base_colour_png
-        for slot, picture in sorted(pictures.items()):
-            kind = "image/jpeg" if picture.startswith(b"\xff\xd8") else "image/png"
-            document.setdefault("images", []).append({"bufferView": add_block(picture), "mimeType": kind})
-            number = len(document["images"]) - 1
-            document.setdefault("textures", []).append({"source": number})
-            home = surface if slot in ("baseColorTexture", "metallicRoughnessTexture") else described
-            home[slot] = {"index": number}
-        document["materials"] = [described]
-        primitive["material"] = 0
-    binary = b"".join(blocks)
-    document |= {
-        "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": [primitive]}],
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": len(binary)}],
-    }
-    text = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
-    text += b" " * (-len(text) % 4)
-    chunks = struct.pack("<II", len(text), _JSON_CHUNK) + text + struct.pack("<II", len(binary), _BIN_CHUNK) + binary
-    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks

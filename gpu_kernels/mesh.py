@@ -77,6 +77,8 @@ class Mesh:
 def check_cube(mesh: Mesh) -> None:
     """Raise UnreadableModel unless every coordinate lies within the cube [-0.6, 0.6] (spec "Meshes", rule 1)."""
     limit = np.float32(CUBE)
+    if -limit <= mesh.positions.min() and mesh.positions.max() <= limit:  # many times faster than axis by axis
+        return
     for axis, low, high in zip("xyz", mesh.positions.min(axis=0), mesh.positions.max(axis=0), strict=True):
         worst = low if -low > high else high
         if abs(worst) > limit:

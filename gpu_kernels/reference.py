@@ -19,6 +19,7 @@ def draw_mesh(mesh: Mesh, view: View) -> NDArray[np.uint8]:
     picture = np.full((view.size, view.size, 3), 255, np.uint8)
     corners = mesh.positions.astype(np.float64)[mesh.indices]  # [T, 3 corners, 3]
     normals = vertex_normals(mesh) if mesh.normals is None else mesh.normals.astype(np.float64)
+    normals = np.stack([unit(normal) for normal in normals])
     for y, x in np.ndindex(view.size, view.size):
         across, down = (np.array([x, y]) + 0.5 - view.size / 2) / view.focal
         ray = view.forward + across * view.right - down * view.up
@@ -74,6 +75,16 @@ def sample(texture: Texture, uv: Vector) -> Vector:
 def to_linear(encoded: Vector) -> Vector:
     """sRGB to linear light, exact piecewise curve."""
     return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+
+
+def halve(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[S, S, 3] of a picture [2 S, 2 S, 3] by Lanczos-3, first along rows, then along columns; each gives bytes (rule 2)."""
+    size = len(picture)
+    apart = (np.arange(size) + 0.5 - (2 * np.arange(size // 2)[:, None] + 1)) / 2  # in output pixels
+    weights = np.where(abs(apart) < 3, np.sinc(apart) * np.sinc(apart / 3), 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    rows = np.floor((weights @ picture).clip(0, 255) + 0.5)  # [2 S, S, 3]
+    return np.floor(np.tensordot(weights, rows, 1).clip(0, 255) + 0.5).astype(np.uint8)
 
 
 def unit(vector: Vector) -> Vector:

@@ -4,18 +4,24 @@ import base64
 import contextlib
 import io
 import json
+import resource
 import struct
+import threading
 import tracemalloc
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 import gpu_kernels
+from gpu_kernels import gltf, gltf_images, threads
 from gpu_kernels.errors import UnreadableModel
 from gpu_kernels.gltf import load_glb, write_glb
 from gpu_kernels.mesh import COLOURED_VERTICES, NO_MATERIAL, check_cube
@@ -52,6 +58,42 @@ def picture(
 ) -> bytes:
     buffer = io.BytesIO()
     Image.new(mode, size, colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def palette_picture() -> bytes:
+    """A PNG whose only colour is transparent."""
+    image = Image.new("P", (4, 4))
+    image.putpalette([9, 8, 7])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=0)
+    return buffer.getvalue()
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of these chunks, with right checksums."""
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+
+
+def png_header(width: int, height: int, depth: int = 8, colour: int = 2) -> tuple[bytes, bytes]:
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+
+
+def deep_picture() -> bytes:
+    """A PNG of 16 bits a channel."""
+    rows = (b"\0" + bytes.fromhex("12ff 34ff 56ff") * 4) * 4
+    return png(png_header(4, 4, depth=16), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+
+
+def animated_picture(kind: str) -> bytes:
+    """The first of its frames is what counts; WebP is lossy but for black and white."""
+    first = (10, 20, 30) if kind == "PNG" else (255, 255, 255)
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), first).save(
+        buffer, kind, save_all=True, append_images=[Image.new("RGB", (4, 4), (0, 0, 0))], duration=100
+    )
     return buffer.getvalue()
 
 
@@ -202,14 +244,140 @@ def test_sparse_accessors_change_single_values(on_zeros: bool, plain: bytes) -> 
         (picture(mode="RGBA", colour=(1, 2, 3, 4)), (1, 2, 3, 4)),
         (picture(mode="L", colour=77), (77, 77, 77, 255)),
         (picture(mode="I;16", colour=0x8040), (128, 128, 128, 255)),
+        (picture(mode="LA", colour=(77, 5)), (77, 77, 77, 5)),
+        (picture(mode="1", colour=1), (255, 255, 255, 255)),
+        (picture("JPEG", mode="L", colour=128), (128, 128, 128, 255)),
+        (picture("JPEG", mode="CMYK", colour=(0, 255, 255, 0)), (255, 0, 0, 255)),
+        (palette_picture(), (9, 8, 7, 0)),
+        (deep_picture(), (0x12, 0x34, 0x56, 255)),
+        (animated_picture("PNG"), (10, 20, 30, 255)),
+        (animated_picture("WEBP"), (255, 255, 255, 255)),
     ],
-    ids=["PNG", "JPEG", "WebP", "with alpha", "grey", "16-bit grey"],
+    ids=[
+        "PNG",
+        "JPEG",
+        "WebP",
+        "with alpha",
+        "grey",
+        "16-bit grey",
+        "grey with alpha",
+        "one bit",
+        "grey JPEG",
+        "CMYK JPEG",
+        "palette",
+        "16-bit",
+        "animated PNG",
+        "animated WebP",
+    ],
 )
 def test_textures_are_decoded_to_rgba(encoded: bytes, expected: tuple[int, ...]) -> None:
     texture = load_glb(write_glb(CORNERS, SQUARE, uv=UV, base_colour_png=encoded)).material.base_colour_texture
     assert texture is not None
     assert texture.shape == (4, 4, 4)
     assert tuple(texture[0, 0].tolist()) == expected
+
+
+@settings(max_examples=60)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    mode=st.sampled_from(["RGB", "RGBA", "L", "LA", "P", "1", "I;16"]),
+    level=st.integers(0, 9),
+    seed=st.integers(0, 100),
+)
+def test_a_png_texture_is_in_every_bit_what_pillow_decodes(
+    size: tuple[int, int], mode: str, level: int, seed: int
+) -> None:
+    noise = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 4)).astype(np.uint8))
+    image = noise.convert("L").convert("I").convert("I;16") if mode == "I;16" else noise.convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=level, dpi=(300, 300), gamma=0.3)
+    texture = load_glb(
+        write_glb(CORNERS, SQUARE, uv=UV, base_colour_png=buffer.getvalue())
+    ).material.base_colour_texture
+    if mode == "I;16":
+        expected = np.dstack([np.asarray(image, np.int32) >> 8] * 3 + [np.full(size, 255)])
+    else:
+        expected = np.asarray(Image.open(buffer).convert("RGBA"))
+    np.testing.assert_array_equal(texture, expected)
+
+
+@pytest.mark.parametrize(
+    "chunk", [(b"tRNS", bytes(6)), (b"sBIT", b"\5\6\5"), (b"bKGD", bytes(6)), (b"tEXt", b"Software\0x")]
+)
+def test_a_png_with_further_chunks_is_what_pillow_decodes(chunk: tuple[bytes, bytes]) -> None:
+    rows = (b"\0" + bytes(range(12))) * 4
+    data = png(png_header(4, 4), chunk, (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    texture = load_glb(write_glb(CORNERS, SQUARE, uv=UV, base_colour_png=data)).material.base_colour_texture
+    np.testing.assert_array_equal(texture, np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")))
+
+
+def test_rows_that_a_png_lacks_are_what_pillow_makes_of_them() -> None:
+    data = png(png_header(64, 64), (b"IDAT", zlib.compress(b"\0" + b"\7" * 192)), (b"IEND", b""))
+    texture = load_glb(write_glb(CORNERS, SQUARE, uv=UV, base_colour_png=data)).material.base_colour_texture
+    np.testing.assert_array_equal(texture, np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")))
+
+
+def test_textures_are_decoded_on_the_threads_and_the_same_with_one(
+    monkeypatch: pytest.MonkeyPatch, textured: bytes
+) -> None:
+    seen: set[str] = set()
+
+    def observed(image: gltf_images.EncodedImage) -> NDArray[np.uint8]:
+        seen.add(threading.current_thread().name.partition("_")[0])
+        return gltf_images.decode_image(image)
+
+    monkeypatch.setattr(gltf, "decode_image", observed)
+    many = load_glb(textured).material
+    before = threads.count()
+    threads.configure(1)
+    try:
+        one = load_glb(textured).material
+    finally:
+        threads.configure(before)
+    assert seen == {"gpu"}
+    for slot in ("base_colour_texture", "normal_texture"):
+        np.testing.assert_array_equal(getattr(many, slot), getattr(one, slot))
+
+
+def test_webp_textures_are_found_through_their_extension(textured: bytes) -> None:
+    webp = picture("WEBP", colour=(255, 255, 255))
+
+    def edit(document: Document) -> None:
+        start = document["buffers"][0]["byteLength"]
+        document["extensionsRequired"] = ["EXT_texture_webp"]
+        document["bufferViews"].append({"buffer": 0, "byteOffset": start, "byteLength": len(webp)})
+        document["images"].append({"bufferView": len(document["bufferViews"]) - 1, "mimeType": "image/webp"})
+        document["textures"][0] = {"extensions": {"EXT_texture_webp": {"source": len(document["images"]) - 1}}}
+
+    texture = load_glb(change(textured, edit, webp)).material.base_colour_texture
+    assert texture is not None
+    assert (texture == 255).all()
+
+
+def test_colours_of_three_components_are_opaque() -> None:
+    colours = [[0.25, 0.5, 2.0, 0.0]] * 4
+
+    def edit(document: Document) -> None:
+        number = document["meshes"][0]["primitives"][0]["attributes"]["COLOR_0"]
+        view = document["bufferViews"][document["accessors"][number]["bufferView"]]
+        document["accessors"][number]["type"] = "VEC3"
+        view["byteStride"] = 16
+
+    mesh = load_glb(change(write_glb(CORNERS, SQUARE, colours=colours, base_colour=None), edit))
+    np.testing.assert_array_equal(mesh.colours, np.array([[0.25, 0.5, 1.0, 1.0]] * 4, np.float32))
+
+
+@pytest.mark.shared
+def test_a_sample_is_read_without_copies(shared: Path) -> None:
+    data = (shared / "samples" / "glb" / "dense_torus_vcolor.glb").read_bytes()
+    mesh = load_glb(data)
+    assert len(mesh.indices) == 134_400
+    whole = np.frombuffer(data, np.uint8)
+    assert np.shares_memory(mesh.positions, whole)
+    assert np.shares_memory(mesh.indices, whole)
+    box = load_glb((shared / "samples" / "glb" / "box_textured.glb").read_bytes())
+    assert box.material.base_colour_texture is not None
+    assert box.material.base_colour_texture.shape == (256, 256, 4)
 
 
 def test_images_may_be_data_uris_and_are_decoded_once(textured: bytes) -> None:
@@ -250,9 +418,13 @@ REFUSED_EDITS: list[tuple[str, Callable[[Document], Any]]] = [
     ("uses KHR_draco_mesh_compression", lambda d: d.update(extensionsRequired=["KHR_draco_mesh_compression"])),
     ("uses KHR_draco_mesh_compression", edit_primitive(extensions={"KHR_draco_mesh_compression": {}})),
     ("uses KHR_mesh_quantization", lambda d: d.update(extensionsRequired=["KHR_mesh_quantization"])),
-    (
-        "uses EXT_meshopt_compression",
-        lambda d: d["bufferViews"][0].update(extensions={"EXT_meshopt_compression": {}}),
+    *(
+        (f"uses {name}", lambda d, name=name: d["bufferViews"][0].update(extensions={name: {}}))
+        for name in ("EXT_meshopt_compression", "KHR_meshopt_compression")
+    ),
+    *(
+        (f"uses {name}", lambda d, name=name: d.update(extensionsRequired=["EXT_texture_webp", name]))
+        for name in ("EXT_meshopt_compression", "KHR_meshopt_compression", "KHR_texture_basisu", "MPEG_media")
     ),
     ("uses KHR_texture_basisu", lambda d: d.update(textures=[{"extensions": {"KHR_texture_basisu": {"source": 0}}}])),
     ("draws a triangle strip", edit_primitive(mode=5)),
@@ -359,6 +531,67 @@ def test_a_texture_in_another_format_is_refused() -> None:
         load_glb(write_glb(CORNERS, SQUARE, uv=UV, base_colour_png=picture("BMP")))
     with pytest.raises(UnreadableModel, match="KTX2"):
         load_glb(write_glb(CORNERS, SQUARE, uv=UV, base_colour_png=b"\xabKTX 20\xbb\r\n\x1a\n" + b"\0" * 80))
+
+
+HOSTILE_IMAGES: dict[str, tuple[bytes, str]] = {
+    "declares 60000 x 60000": (
+        png(png_header(60_000, 60_000), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")),
+        "image 0 (of 60000 x 60000 )?is too large",
+    ),
+    "wide": (
+        png(png_header(20_000, 1), (b"IDAT", zlib.compress(bytes(60_001))), (b"IEND", b"")),
+        "image 0 of 20000 x 1 is too large",
+    ),
+    "hollow": (
+        png(png_header(16_384, 4096), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")),
+        "image 0 cannot be decoded: 69 bytes cannot hold 16384 x 4096 pixels",
+    ),
+    "cut": (picture(size=(64, 64))[:-30], "image 0 cannot be decoded"),
+    "cut JPEG": (picture("JPEG", size=(64, 64))[:-30], "image 0 cannot be decoded"),
+    "cut WebP": (picture("WEBP", size=(64, 64))[:-30], "image 0 cannot be decoded"),
+    "wrong checksum": (
+        picture().replace(b"IDAT", b"IDAT\0", 1)[: len(picture())],
+        "image 0 cannot be decoded",
+    ),
+    "text bomb": (
+        png(png_header(4, 4), *[(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26)))] * 3, (b"IEND", b"")),
+        "image 0 cannot be decoded",
+    ),
+    "profile bomb": (
+        png(png_header(4, 4), (b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 26))), (b"IEND", b"")),
+        "image 0 cannot be decoded",
+    ),
+}
+
+
+@pytest.mark.parametrize(("image", "reason"), HOSTILE_IMAGES.values(), ids=HOSTILE_IMAGES.keys())
+def test_hostile_images_are_refused_in_little_memory(image: bytes, reason: str) -> None:
+    data = write_glb(CORNERS, SQUARE, uv=UV, base_colour_png=image)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableModel, match=reason):
+            load_glb(data)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_chunk_that_declares_gigabytes_costs_none() -> None:
+    """Pillow reads the pixels that are there; a decoder that believes the chunk's length takes 4 GB and seconds."""
+    image = picture().replace(b"\0\0\0\x14IDAT", b"\xff\0\0\x14IDAT")
+    assert image != picture()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+    texture = load_glb(write_glb(CORNERS, SQUARE, uv=UV, base_colour_png=image)).material.base_colour_texture
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    np.testing.assert_array_equal(texture, np.full((4, 4, 4), (200, 100, 50, 255)))
+
+
+def test_all_images_of_a_file_together_are_limited() -> None:
+    """Each of the two could be decoded; nothing is, because both would be too much."""
+    large = picture(mode="1", size=(6000, 6000), colour=0)
+    data = write_glb(CORNERS, SQUARE, uv=UV, base_colour_png=large, images={"normalTexture": large})
+    with pytest.raises(UnreadableModel, match="image 1 of 6000 x 6000 is too large"):
+        load_glb(data)
 
 
 def test_many_vertices_from_few_bytes_are_refused(plain: bytes) -> None:

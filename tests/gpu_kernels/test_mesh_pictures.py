@@ -1,20 +1,28 @@
-"""The kernels' pictures against the slow reference, and against facts that can be told without it."""
+"""The mesh kernels' pictures against the slow reference, against pictures of before, and against facts."""
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
-from gpu_kernels import reference
-from gpu_kernels.camera import View, mesh_view
-from gpu_kernels.cpu.mesh import MAX_WORK, MeshScene, _to_byte, _to_linear
+from gpu_kernels import draw_preview, load_glb, reference, threads
+from gpu_kernels.camera import AZIMUTHS, View, mesh_view
+from gpu_kernels.cpu.mesh import MAX_WORK, draw_mesh, draw_samples, is_translucent, pack
+from gpu_kernels.cpu.resolve import resolve
 from gpu_kernels.errors import UnreadableModel
+from gpu_kernels.formulas.mesh import to_byte, to_linear
 from gpu_kernels.mesh import COLOURED_VERTICES, NO_MATERIAL, Material, Mesh
 
 SIZE = 56
+PICTURES = Path(__file__).parent / "pictures"
 
 
 def noise(seed: int, low: int = 0, high: int = 256) -> NDArray[np.uint8]:
@@ -25,7 +33,9 @@ def noise(seed: int, low: int = 0, high: int = 256) -> NDArray[np.uint8]:
 
 
 def draw(mesh: Mesh, view: View | None = None) -> NDArray[np.uint8]:
-    return MeshScene(mesh).draw(view or mesh_view(24, 15, SIZE))
+    """[size, size, 3], one sample a pixel."""
+    scene = pack(mesh)
+    return draw_samples(scene, view or mesh_view(24, 15, SIZE), is_translucent(scene))[0].transpose(1, 2, 0)
 
 
 def assert_same_picture(mesh: Mesh, view: View) -> None:
@@ -172,12 +182,136 @@ def test_translucent_triangles_blend_in_index_order_and_hide_what_comes_later(
         assert near_last[1] < 60, "the far square does not show through"
 
 
+def test_runs_of_pixels_are_shaded_as_single_ones(sphere: Any) -> None:
+    """Opaque meshes are shaded step by step over runs, blended ones pixel by pixel: two forms of one formula."""
+    opaque = dataclasses.replace(
+        MATERIALS["everything"], base_colour=(0.9, 0.8, 0.7, 1.0), base_colour_texture=noise(1)
+    )
+    scene = pack(Mesh(sphere.positions, sphere.indices, sphere.normals, 3 * sphere.uv, material=opaque))
+    view = mesh_view(24, 15, 300)  # wider than a run
+    deferred, blended = (draw_samples(scene, view, one)[0].astype(int) for one in (False, True))
+    assert np.abs(deferred - blended).max() <= 1
+    assert (deferred != blended).mean() < 1e-4
+
+
+def test_normals_of_any_length_are_made_unit_before_they_are_interpolated(sphere: Any) -> None:
+    lengths = np.random.default_rng(9).uniform(0.001, 1000, (len(sphere.normals), 1)).astype(np.float32)
+    meshes = [
+        Mesh(sphere.positions, sphere.indices, normals, material=MATERIALS["rough"])
+        for normals in (sphere.normals, sphere.normals * lengths)
+    ]
+    assert np.abs(draw(meshes[0]).astype(int) - draw(meshes[1])).max() <= 1
+
+
+# --- resolving ---
+
+
+def random_samples(size: int, box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """[3, size, size]: noise in the box (left, top, right, bottom, inclusive), white around it."""
+    samples = np.full((3, size, size), 255, np.uint8)
+    left, top, right, bottom = box
+    part = samples[:, top : bottom + 1, left : right + 1]
+    part[:] = np.random.default_rng(size).integers(0, 256, part.shape)
+    return samples
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 16, 131])
+@pytest.mark.parametrize("part", ["all", "middle", "corner", "one sample", "nothing"])
+def test_resolving_is_pillows_lanczos_bit_for_bit_and_skipping_white_changes_nothing(size: int, part: str) -> None:
+    end = 2 * size - 1
+    box = {
+        "all": (0, 0, end, end),
+        "middle": (end // 3, end // 4, end // 2, end - end // 3),
+        "corner": (0, end // 2, end // 3, end),
+        "one sample": (size, size, size, size),
+        "nothing": (2 * size, 2 * size, -1, -1),
+    }[part]
+    samples = random_samples(2 * size, box)
+    grid = np.full((size + 2, size + 3, 3), 7, np.uint8)
+    resolve(samples, np.array(box), grid[1:-1, 1:-2])
+    interleaved = np.ascontiguousarray(samples.transpose(1, 2, 0))
+    pillow = np.asarray(Image.fromarray(interleaved).resize((size, size), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(grid[1:-1, 1:-2], pillow)
+    assert np.abs(grid[1:-1, 1:-2].astype(int) - reference.halve(interleaved)).max() <= 1
+    grid[1:-1, 1:-2] = 7
+    assert (grid == 7).all(), "written outside its part of the grid"
+
+
+# --- the same everywhere ---
+
+
+@pytest.fixture
+def some_threads() -> Iterator[None]:
+    before = threads.count()
+    yield
+    threads.configure(before)
+
+
+def hash_of_all_kinds() -> str:
+    """SHA-256 of four views of an opaque and of a translucent mesh with every texture."""
+    from tests.gpu_kernels.conftest import make_sphere
+
+    ball, digest = make_sphere(rings=30), hashlib.sha256()
+    for base in (noise(1), translucent):
+        material = dataclasses.replace(MATERIALS["everything"], base_colour=(1, 1, 1, 1), base_colour_texture=base)
+        pictures = np.empty((4, 200, 200, 3), np.uint8)
+        mesh = Mesh(ball.positions, ball.indices, ball.normals, ball.uv, material=material)
+        draw_mesh(mesh, [mesh_view(azimuth, 15, 200) for azimuth in AZIMUTHS], list(pictures))
+        digest.update(pictures.tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.usefixtures("some_threads")
+def test_pictures_are_the_same_bits_with_any_number_of_threads_and_in_another_process(repository_root: Path) -> None:
+    hashes = []
+    for count in (1, 2, 4):
+        threads.configure(count)
+        hashes.append(hash_of_all_kinds())
+    code = "from tests.gpu_kernels.test_mesh_pictures import hash_of_all_kinds; print(hash_of_all_kinds())"
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=repository_root
+    )
+    assert {*hashes, other.stdout.strip()} == {hashes[0]}
+
+
+def fit(mesh: Mesh) -> Mesh:
+    """The mesh at its largest extent of 1 around the origin."""
+    low, high = mesh.positions.min(axis=0), mesh.positions.max(axis=0)
+    return dataclasses.replace(mesh, positions=(mesh.positions - (low + high) / 2) / (high - low).max())
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["box_textured", "fox", "dense_torus_vcolor"])
+def test_samples_look_as_they_did(name: str, shared: Path) -> None:
+    """May differ by 1/255 on at most 0.1 % of the pixels: other processors, other mathematics libraries."""
+    mesh = load_glb((shared / "samples" / "glb" / f"{name}.glb").read_bytes())
+    grid = draw_preview(fit(mesh), "cpu").astype(int)
+    with Image.open(PICTURES / f"{name}.png") as stored:
+        off = np.abs(grid - np.asarray(stored))
+    assert off.max() <= 1, f"{(off.max(axis=2) > 1).sum()} pixels differ by up to {off.max()} of 255"
+    assert (off > 0).any(axis=2).mean() <= 0.001
+
+
+# --- hostile meshes ---
+
+
 def test_triangles_that_would_take_minutes_are_refused() -> None:
     """Each pair covers more than 400 000 pixels."""
     positions, indices = square(0.6)
     mesh = Mesh(positions, np.tile(indices, (MAX_WORK // 400_000, 1)))
     with pytest.raises(UnreadableModel, match="too many times"):
         draw(mesh, mesh_view(0, 0, 1036))
+
+
+@pytest.mark.parametrize("kind", ["zero area", "off the picture", "huge and off the picture"])
+def test_a_million_triangles_that_nobody_sees_cost_little(kind: str) -> None:
+    corners = {
+        "zero area": [[0, 0, 0], [0.5, 0.5, 0], [0.25, 0.25, 0]],
+        "off the picture": [[8, 0, 0], [9, 0, 0], [8.5, 1, 0]],
+        "huge and off the picture": [[1e30, 0, -1e30], [2e30, 0, 1e30], [1e30, 1e30, -1e30]],
+    }[kind]
+    mesh = Mesh(np.array(corners, np.float32), np.tile(np.arange(3, dtype=np.uint32), (1_000_000, 1)))
+    assert (draw(mesh, mesh_view(0, 0, 64)) == 255).all()
 
 
 def test_vertices_behind_or_beside_the_camera_are_harmless() -> None:
@@ -201,8 +335,8 @@ def test_normals_of_zero_length_are_lit_as_facing_away(sphere: Any) -> None:
 @pytest.mark.parametrize(
     ("kernel", "formula", "tolerance"),
     [
-        (_to_byte, lambda light: np.floor(255 * light ** (1 / 2.2) + 0.5), 0.0),
-        (_to_linear, reference.to_linear, 2e-7),
+        (to_byte, lambda light: np.floor(255 * light ** (1 / 2.2) + 0.5), 0.0),
+        (to_linear, reference.to_linear, 2e-7),
     ],
     ids=["display curve", "sRGB curve"],
 )

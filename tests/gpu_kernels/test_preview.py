@@ -65,16 +65,6 @@ def test_edges_are_smooth_but_the_background_stays_white(ball: bytes) -> None:
     assert (view[outside] == 255).all()
 
 
-def test_skipping_the_white_rim_changes_no_pixel(ball: bytes) -> None:
-    from gpu_kernels.camera import mesh_view
-    from gpu_kernels.cpu.mesh import MeshScene
-    from gpu_kernels.preview import _resolve
-
-    picture = MeshScene(gpu_kernels.load_glb(ball)).draw(mesh_view(24.0, 15.0, 300))
-    whole = np.asarray(Image.fromarray(picture).resize((150, 150), Image.Resampling.LANCZOS))
-    np.testing.assert_array_equal(_resolve(picture), whole)
-
-
 def test_threads_and_repetitions_give_the_same_bytes(ball: bytes) -> None:
     first = gpu_kernels.encode_png(gpu_kernels.render_preview(ball))
     with ThreadPoolExecutor(4) as pool:
@@ -89,13 +79,38 @@ def test_a_png_holds_the_picture() -> None:
         np.testing.assert_array_equal(np.asarray(decoded), picture)
 
 
-def test_backends_say_what_they_run_on_and_an_unknown_one_what_there_is(ball: bytes) -> None:
-    assert [(backend.name, backend.available) for backend in gpu_kernels.backends()] == [("cpu", True)]
-    np.testing.assert_array_equal(
-        gpu_kernels.render_preview(ball, "cpu"), gpu_kernels.render_preview(ball, backend="auto")
+def test_equal_pictures_give_equal_bytes_however_they_lie_in_memory() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 30, 3)).astype(np.uint8)
+    framed = np.zeros((50, 50, 3), np.uint8)
+    framed[5:45, 7:37] = picture
+    assert gpu_kernels.encode_png(framed[5:45, 7:37]) == gpu_kernels.encode_png(picture)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (4, 4, 1)])
+def test_only_rgb_becomes_a_png(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"no PNG is made of uint8\[4, 4"):
+        gpu_kernels.encode_png(np.zeros(shape, np.uint8))
+
+
+def test_splats_have_previews_too() -> None:
+    positions = np.random.default_rng(3).normal(0, 1, (500, 3)).astype(np.float32)
+    splats = gpu_kernels.Splats(
+        positions,
+        log_scales=np.full((500, 3), -2, np.float32),
+        rotations=np.ones((500, 4), np.float32),
+        opacities=np.full(500, 2, np.float32),
+        colours=np.zeros((500, 3), np.float32),
     )
-    with pytest.raises(ValueError, match=r"'abacus' is not available here \(cpu: Numba on the processor\)"):
-        gpu_kernels.render_preview(ball, "abacus")
+    grid = gpu_kernels.draw_preview(splats, "cpu")
+    assert (grid[518:523] == 0).all()
+    for top, left in [(0, 0), (0, 523), (523, 0), (523, 523)]:
+        assert 0.1 < (grid[top : top + 518, left : left + 518] != 255).any(axis=2).mean() < 0.9
+
+
+def test_the_self_test_draws_both_kinds_and_always_the_same() -> None:
+    first = gpu_kernels.self_test("cpu")
+    assert len(first) == 64
+    assert gpu_kernels.self_test("cpu") == first
 
 
 @pytest.mark.parametrize("size", [0, -5, 100_000])

@@ -1,18 +1,23 @@
 """Pictures in, unit vectors out: the same ones everywhere, whatever else is embedded, whoever sends the bytes."""
 
 import io
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from gen404_dagster.errors import Gen404Error, OperatorError
-from gen404_dagster.resources.embedder import EfficientNetEmbedder, Embedder, make_embedder
+from gen404_dagster.resources.embedder import Distance, EfficientNetEmbedder, Embedder, Model, make_embedder
+from gen404_dagster.resources.embedder.cache import EmbeddingCache
 from gen404_dagster.resources.pictures import cut_out, decode, lab, views
 from gen404_dagster.settings import Settings
+from gpu_kernels.distances import paired_cosine_distances
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -51,8 +56,18 @@ def claimed(width: int, height: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def embedder() -> Embedder:
-    return make_embedder(Settings(embedder="efficientnet"))
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+    return make_embedder(Settings(embedder="efficientnet", data=tmp_path_factory.mktemp("data")))
+
+
+def unable(cache: EmbeddingCache) -> EfficientNetEmbedder:
+    """An embedder that only remembers."""
+
+    class Unable(EfficientNetEmbedder):
+        def _inferred(self, batch: object) -> NoReturn:
+            raise AssertionError("would infer")
+
+    return Unable(cache)
 
 
 def test_vectors_are_unit_float32_of_1280_values(embedder: Embedder) -> None:
@@ -68,6 +83,18 @@ def test_a_vector_does_not_depend_on_what_it_is_embedded_with() -> None:
     together = EfficientNetEmbedder().embed(pngs)
     alone = np.concatenate([EfficientNetEmbedder().embed([png]) for png in reversed(pngs)])[::-1]
     np.testing.assert_array_equal(together, alone)
+
+
+def test_batches_of_one_size_give_the_same_vectors_in_their_order() -> None:
+    class Batched(EfficientNetEmbedder):
+        at_once = 3
+
+    pictures = [decode(encoded(drawing(n))) for n in range(7)]
+    alone = EfficientNetEmbedder().embed_pictures(pictures)
+    together = Batched().embed_pictures(pictures)
+    assert together.shape == alone.shape
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
+    assert paired_cosine_distances(together, alone).max() < 1e-6
 
 
 def test_a_second_process_computes_the_same_vector(embedder: Embedder) -> None:
@@ -91,17 +118,35 @@ def test_threads_compute_the_same_vectors() -> None:
 def test_identical_bytes_are_at_exactly_zero_and_the_same_picture_within_a_millionth(embedder: Embedder) -> None:
     picture = drawing(1)
     png = encoded(picture)
-    assert embedder.distance(png, png) == 0.0
+    assert embedder.distance(png, png).value == 0.0
     again = encoded(picture, compress_level=0)
     assert again != png
-    assert embedder.distance(png, again) == pytest.approx(0.0, abs=1e-6)
+    assert embedder.distance(png, again).value == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_little_noise_is_near_and_another_picture_far_whichever_comes_first(embedder: Embedder) -> None:
     picture, other = drawing(1), encoded(drawing(2))
     png, near = encoded(picture), encoded(noisy(picture, 4))
-    assert 0 < embedder.distance(png, near) < embedder.distance(png, other) <= 2
+    assert embedder.distance(png, png) < embedder.distance(png, near) < embedder.distance(png, other)
     assert embedder.distance(png, other) == embedder.distance(other, png)
+    assert embedder.distances([(png, near), (png, other)]) == [
+        embedder.distance(png, near),
+        embedder.distance(png, other),
+    ]
+
+
+def test_a_distance_carries_its_model_and_is_judged_by_no_other(embedder: Embedder) -> None:
+    png, other = encoded(drawing(1)), encoded(drawing(2))
+    found = embedder.distance(png, other)
+    assert found.model == embedder.model == EfficientNetEmbedder().model
+    assert "efficientnet-lite0" in str(found.model)
+    assert found <= Distance(2.0, embedder.model)
+    assert not found <= Distance(0.0, embedder.model)
+    for stranger in (Model("dinov3-vits16", found.model.revision), Model(found.model.name, "other")):
+        with pytest.raises(OperatorError, match="is not comparable with one under"):
+            _ = found <= Distance(2.0, stranger)
+        with pytest.raises(OperatorError, match="is not comparable with one under"):
+            max(found, Distance(0.0, stranger))
 
 
 def test_no_more_vectors_are_remembered_than_agreed() -> None:
@@ -109,6 +154,60 @@ def test_no_more_vectors_are_remembered_than_agreed() -> None:
     first = small.embed([encoded(drawing(n)) for n in range(4)])
     assert len(small._vectors) == 2
     np.testing.assert_array_equal(first, small.embed([encoded(drawing(n)) for n in range(4)]))
+
+
+def test_a_picture_is_embedded_once_also_by_another_process(tmp_path: Path) -> None:
+    pngs = [encoded(drawing(n)) for n in range(3)]
+    first = EfficientNetEmbedder(EmbeddingCache(tmp_path)).embed(pngs)
+    again = unable(EmbeddingCache(tmp_path))
+    np.testing.assert_array_equal(again.embed(pngs + pngs), np.concatenate([first, first]))
+    with pytest.raises(AssertionError, match="would infer"):
+        again.embed([encoded(drawing(4))])
+
+
+@pytest.mark.parametrize("damage", ["cut off", "flipped", "empty", "a folder"])
+def test_a_damaged_vector_is_computed_again(tmp_path: Path, damage: str) -> None:
+    png = encoded(drawing(1))
+    vector = EfficientNetEmbedder(EmbeddingCache(tmp_path)).embed([png])
+    (file,) = tmp_path.glob("*/*/*")
+    data = bytearray(file.read_bytes())
+    data[40] ^= 1
+    if damage == "a folder":
+        file.unlink()
+        file.mkdir()
+    else:
+        file.write_bytes({"cut off": bytes(data[:-4]), "flipped": bytes(data), "empty": b""}[damage])
+    np.testing.assert_array_equal(EfficientNetEmbedder(EmbeddingCache(tmp_path)).embed([png]), vector)
+    if damage != "a folder":
+        np.testing.assert_array_equal(unable(EmbeddingCache(tmp_path)).embed([png]), vector)
+
+
+def test_vectors_of_two_models_are_kept_apart(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path)
+    cache.put("one", b"k" * 32, np.ones(8, np.float32))
+    assert cache.get("two", b"k" * 32, 8) is None
+    assert cache.get("one", b"k" * 32, 16) is None
+    np.testing.assert_array_equal(cache.get("one", b"k" * 32, 8), np.ones(8, np.float32))
+
+
+def test_the_oldest_vectors_leave_when_they_outgrow_their_bytes(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path, most_bytes=10_000)  # 62 files of 160 bytes
+    keys = [n.to_bytes(32, "big") for n in range(400)]
+    for number, key in enumerate(keys):
+        cache.put("m", key, np.full(32, number, np.float32))
+        newest = cache._path("m", key)
+        os.utime(newest, (number, number))  # files of one instant have no order
+        held = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+        assert held <= 10_000 + 160
+    assert cache.get("m", keys[0], 32) is None
+    np.testing.assert_array_equal(cache.get("m", keys[-1], 32), np.full(32, 399, np.float32))
+
+
+def test_a_disk_that_refuses_costs_memory_not_results(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_bytes(b"in the way")
+    embedder = EfficientNetEmbedder(EmbeddingCache(tmp_path / "file"))
+    assert embedder.embed([encoded(drawing(1))]).shape == (1, 1280)
+    assert "embedding cache" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -195,3 +294,16 @@ def test_an_unknown_network_is_refused_with_the_known_ones() -> None:
     settings = Settings(embedder="efficientnet").model_copy(update={"embedder": "other"})
     with pytest.raises(OperatorError, match=r"GEN404_EMBEDDER.*other.*known are efficientnet"):
         make_embedder(settings)
+
+
+def test_the_limit_of_distances_is_that_of_the_configured_network_unless_one_is_set() -> None:
+    assert Settings(embedder="efficientnet").limits.acceptable_distance == 0.03
+    assert Settings(embedder="dinov3").limits.acceptable_distance == 0.1
+    assert Settings(embedder="dinov3", limits={"max_mismatches": 3}).limits.acceptable_distance == 0.1
+    assert Settings(embedder="efficientnet", limits={"acceptable_distance": 0.1}).limits.acceptable_distance == 0.1
+
+
+@pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused_by_name() -> None:
+    with pytest.raises(OperatorError, match="GEN404_EMBEDDER_DEVICE is cuda"):
+        EfficientNetEmbedder(device="cuda").embed([encoded(drawing(1))])
