@@ -144,7 +144,10 @@ def project_splats(
 
 @kernel(types.Array(uint32, 1, "C")(_F1_64))
 def sort_by_depth(depths):
-    """Indices of the finite depths [N], ascending, ties by index: a radix sort of depths rounded to range / 2^39."""
+    """Indices of the finite depths [N], ascending, ties by index: a radix sort of depths in steps of range / 2^39.
+
+    A step is at least 1e-11, coarser than rounding: splats in one plane that faces the eye are equally deep.
+    """
     near, far, count = np.inf, -np.inf, 0
     for n in range(depths.shape[0]):
         value = depths[n]
@@ -152,7 +155,7 @@ def sort_by_depth(depths):
             near, far, count = min(near, value), max(far, value), count + 1
     keys, indices = np.empty(count, np.uint64), np.empty(count, np.uint32)
     other_keys, other_indices = np.empty(count, np.uint64), np.empty(count, np.uint32)
-    steps = (2.0 ** (_DIGIT * _PASSES) - 1.0) / (far - near) if far > near else 0.0
+    steps = min((2.0 ** (_DIGIT * _PASSES) - 1.0) / (far - near), 1e11) if far > near else 0.0
     mask = np.uint64((1 << _DIGIT) - 1)
     counts = np.zeros((_PASSES, 1 << _DIGIT), np.uint32)
     place = 0

@@ -1,6 +1,7 @@
 """The CUDA kernels where there is no device, each command in a process of its own, which the tests start.
 
-simulate IN OUT: under Numba's simulator. IN holds, pickled, {name: (model, views)}; OUT gets {name: [picture, ...]}.
+simulate IN OUT: under Numba's simulator. IN holds, pickled, {name: (model, views)}; OUT gets {name: [picture, ...]}, or
+the reason for a name that ends in "refused", which is drawn with limits of 0.
 lower: to PTX for their real argument types, which finds what the simulator does not: types. Prints, as JSON,
 {kernel: {"constant": bytes, "shared": bytes, "unresolved": functions that libdevice must have}}.
 """
@@ -17,19 +18,31 @@ import numpy as np
 
 
 def simulate(source: Path, target: Path) -> None:
-    from gpu_kernels.cuda.mesh import draw_scene
-    from gpu_kernels.cuda.splats import draw_splats
+    from gpu_kernels.cuda import mesh, splats
+    from gpu_kernels.errors import UnreadableModel
     from gpu_kernels.splats import Splats
 
-    drawn = {}
+    def draw(model: Any, views: Any, pictures: Any) -> None:
+        if isinstance(model, Splats):
+            splats.draw_splats(model, views, pictures)
+        else:
+            mesh.draw_scene(*model, views, pictures)
+
+    drawn: dict[str, Any] = {}
+    limits = mesh.MAX_WORK, mesh.MAX_PAIRS, splats.MAX_WORK
     for name, (model, views) in pickle.loads(source.read_bytes()).items():
         # Each in the middle of something larger: a part of a grid is strided, and nothing may be written around it.
         grids = [np.full((view.size + 2, view.size + 3, 3), 7, np.uint8) for view in views]
         pictures = [grid[1:-1, 1:-2] for grid in grids]
-        if isinstance(model, Splats):
-            draw_splats(model, views, pictures)
-        else:
-            draw_scene(*model, views, pictures)
+        if name.endswith("refused"):
+            mesh.MAX_WORK = mesh.MAX_PAIRS = splats.MAX_WORK = 0
+            try:
+                draw(model, views, pictures)
+            except UnreadableModel as error:
+                drawn[name] = str(error)
+            mesh.MAX_WORK, mesh.MAX_PAIRS, splats.MAX_WORK = limits
+            continue
+        draw(model, views, pictures)
         drawn[name] = [picture.copy() for picture in pictures]
         for grid, picture in zip(grids, pictures, strict=True):
             picture[:] = 7
@@ -58,6 +71,7 @@ def lower() -> None:
     nearest, keys, listed, ranges = array(uint64, 3), array(int64, 1), array(int32, 1), array(int64, 2)
     kernels: list[tuple[Any, list[types.Type]]] = [
         (mesh.project_vertices, [points, views, screen]),
+        (mesh.clear, [array(uint64, 1)]),
         (mesh.draw_small_triangles, [screen, triangles, nearest, counts, array(int32, 1), array(uint64, 1)]),
         (mesh.draw_large_triangles, [screen, triangles, nearest, counts, array(int32, 1)]),
         (mesh.shade_nearest, [screen, views, nearest, samples, scene]),

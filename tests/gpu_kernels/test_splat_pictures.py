@@ -123,6 +123,13 @@ def test_splats_look_as_in_the_float64_reference(kind: str, size: int) -> None:
         assert difference(picture, reference_splats.draw(splats, view)).max() <= 2
 
 
+def test_splats_in_one_plane_that_faces_the_eye_lie_over_each_other_in_the_order_of_the_file() -> None:
+    """Their depths differ by rounding alone."""
+    splats, views = make_cloud("one plane, one depth"), [splat_view(180, 0, 21), splat_view(0, 0, 64)]
+    for view, picture in zip(views, draw(splats, *views), strict=True):
+        assert difference(picture, reference_splats.draw(splats, view)).max() <= 2
+
+
 @pytest.mark.shared
 def test_a_sample_looks_as_in_the_float64_reference(shared: Path) -> None:
     splats, view = load_splats(shared, "monkey.ply"), splat_view(AZIMUTHS[1], ELEVATION, 96)
