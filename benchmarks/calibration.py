@@ -97,7 +97,7 @@ def distances(bench: Bench) -> tuple[Distances, Distances, list[float]]:
 
     def apart(stem: int, submitted: float, made: float) -> float:
         first = bench.preview(stem, "right", submitted, "submitted")
-        return bench.embedder.distance(first, bench.preview(stem, "right", made, "regenerated"))
+        return bench.embedder.distance(first, bench.preview(stem, "right", made, "regenerated")).value
 
     honest = {f"skill {skill}": [apart(stem, skill, skill) for stem in bench.stems] for skill in HONEST}
     cheats = {
@@ -108,7 +108,7 @@ def distances(bench: Bench) -> tuple[Distances, Distances, list[float]]:
         bench.embedder.distance(
             bench.preview(stem, "right", 1.0, "submitted"),
             bench.preview((stem + step) % len(bench.stems), "right", 1.0, "submitted"),
-        )
+        ).value
         for step in (1, 5)
         for stem in bench.stems
         if step % len(bench.stems)
@@ -152,12 +152,12 @@ def report(arguments: argparse.Namespace) -> Iterator[str]:
     yield ""
     yield "## Distances of previews"
     yield ""
-    yield f"Embedder `{bench.embedder.revision}`: cosine distance of the whole 2x2 grids. Honest: what the same miner submits"
+    yield f"Embedder `{bench.embedder.model.revision}`: cosine distance of the whole 2x2 grids. Honest: what the same miner submits"
     yield "and its image makes again, with other noise. Cheater: what it submits its image does not make."
     yield ""
     yield from distance_table(honest, cheats, others, limit)
     yield ""
-    yield f"**Recommended `GEN404_LIMITS__ACCEPTABLE_DISTANCE` in the embedded world: {limit:g}**, the geometric middle between the"
+    yield f"**Recommended limit in the embedded world (`competition.limits.ACCEPTABLE_DISTANCE`): {limit:g}**, the geometric middle between the"
     yield "largest honest distance and the nearest twentieth of the cheater whose image has skill 0.35. The public 0.1 belongs to"
     yield "another network (DINOv3) and to real generators."
     if arguments.pictures:

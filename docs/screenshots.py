@@ -5,10 +5,11 @@ Start the UI on a played round, then run this beside it:
     gen404 simulate --workdir .gen404/demo && gen404 ui --workdir .gen404/demo
     python docs/screenshots.py http://127.0.0.1:3000
 
-Needs Chromium and the package `playwright`. Writes `lineage.png` and `match-matrix.png` beside this file.
+Needs Chromium and the package `playwright`. Writes `lineage.png`, `match-matrix.png` and `audit.png` beside this file.
 """
 
 import io
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -69,6 +70,17 @@ def match_matrix(page: Page, base: str, number: int) -> bytes:
     return page.screenshot()
 
 
+def audit(page: Page, base: str, number: int) -> bytes:
+    """The first audited miner: verdict, worst prompts, pods."""
+    page.set_viewport_size({"width": 1500, "height": 1500})
+    page.goto(f"{base}/assets/generation_audits?view=partitions&partition={number}")
+    page.get_by_role("row").filter(has_text=re.compile(r"^audit_.*\[Show Markdown\]")).first.get_by_text("Show").click()
+    dialog = page.get_by_role("dialog")
+    dialog.locator("img").evaluate("picture => picture.decode()")
+    page.wait_for_timeout(1000)
+    return dialog.screenshot()
+
+
 def save(picture: bytes, name: str) -> None:
     """With a palette: a third of the bytes, and the same to the eye."""
     with Image.open(io.BytesIO(picture)) as image:
@@ -85,6 +97,7 @@ def main(base: str, number: int) -> None:
         page = browser.new_page(device_scale_factor=1.4)
         save(lineage(page, base), "lineage.png")
         save(match_matrix(page, base, number), "match-matrix.png")
+        save(audit(page, base, number), "audit.png")
         browser.close()
 
 

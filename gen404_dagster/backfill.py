@@ -95,7 +95,9 @@ def settings_of(state_repo: str) -> Settings:
 
     The limits go to the environment, where the checks of every run find them.
     """
-    for name, value in limits_for(state_repo).model_dump(exclude_defaults=True).items():
+    limits = limits_for(state_repo)
+    played = limits.model_dump(exclude_defaults=True) | {"acceptable_distance": limits.acceptable_distance}
+    for name, value in played.items():
         os.environ[f"GEN404_LIMITS__{name.upper()}"] = str(value)
     settings = load_settings(state_repo=state_repo)
     if "state_branch" in settings.model_fields_set or is_recorded_folder(state_repo):

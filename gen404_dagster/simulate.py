@@ -103,6 +103,7 @@ def _play(workdir: Path, world: World, settings: Settings, rounds: int, console:
     log = EventLog(workdir / "simulation.log", screen.event)
     with dg.DagsterInstance.from_config(str(workdir / "dagster")) as instance:
         driver = Driver(settings, instance, log, resume=log.unfinished_lane())
+        driver.resources["renderer"].get().start()  # type: ignore[attr-defined]
         with screen.watching(driver):
             driver.play(rounds, world.advance, world.review_sources)
 

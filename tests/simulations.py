@@ -27,6 +27,7 @@ from pydantic import TypeAdapter
 
 from gen404_dagster.assets.describe import DESCRIPTIONS
 from gen404_dagster.competition import models
+from gen404_dagster.resources.judge import Reply
 from gen404_dagster.resources.object_store import LocalObjectStore
 from gen404_dagster.sensors.round_sensor import ACTIVE
 
@@ -299,9 +300,16 @@ class Simulation:
             return {name: sorted(instance.get_dynamic_partitions(name)) for name in ("round", "round_miner")}
 
     def objects(self) -> dict[str, str]:
-        """Hash of every object by key; prompts are kept by URL, which holds the port of this world."""
+        """Hash of every object by key; prompts are kept by URL, which holds the port of this world.
+
+        Without the judge's answers, which say how long they took.
+        """
         store = LocalObjectStore(self.store, "")
-        hashes = {key: hashlib.sha256(store.path(key).read_bytes()).hexdigest() for key in store.list()}
+        hashes = {
+            key: hashlib.sha256(store.path(key).read_bytes()).hexdigest()
+            for key in store.list()
+            if not key.startswith("judge/")
+        }
         return {f"prompts/{value}" if key.startswith("prompts/") else key: value for key, value in hashes.items()}
 
     def unfinished(self) -> set[str]:
@@ -333,7 +341,9 @@ class Simulation:
                 if adapter is models.RESULTS:
                     self._assert_objects_whole(value)
         for key in LocalObjectStore(self.store, "").list():
-            if not key.endswith(".glb"):
+            if key.endswith(".json"):
+                Reply.model_validate(json.loads((self.store / key).read_bytes())["reply"])
+            elif not key.endswith(".glb"):
                 with Image.open(self.store / key) as picture:
                     picture.load()  # raises for a truncated one
         assert not list((self.store / ".partial").glob("*.part")), "a partial object was not swept"

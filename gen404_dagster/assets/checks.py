@@ -12,7 +12,7 @@ import dagster as dg
 
 from gen404_dagster.assets import replayed
 from gen404_dagster.assets.describe import Recorded
-from gen404_dagster.competition import duels
+from gen404_dagster.competition import duels, timeline
 from gen404_dagster.competition.models import AuditOutcome, stem_of
 from gen404_dagster.errors import StateFileError
 from gen404_dagster.resources.round_files import read_match
@@ -74,6 +74,15 @@ def _in_order(at: Recorded) -> tuple[bool, str]:
     return blocks == sorted(blocks) and inside, f"{len(blocks)} submissions by block of reveal, all inside the window"
 
 
+def _distinct(at: Recorded) -> tuple[bool, str]:
+    """Anyone can reveal what another has committed to, in the very same block."""
+    who: dict[tuple[str, str, str], list[str]] = {}
+    for hotkey, entry in (at.round.submissions or {}).items():
+        who.setdefault((entry.repo, entry.commit, entry.cdn_url), []).append(hotkey[:10])
+    shared = [" and ".join(hotkeys) for hotkeys in who.values() if len(hotkeys) > 1]
+    return not shared, f"{len(shared)} payloads are shared" + (f": {'; '.join(shared[:5])}" if shared else "")
+
+
 def _margins_follow(at: Recorded) -> tuple[bool, str]:
     wrong = []
     for row in at.round.matrix:
@@ -120,6 +129,24 @@ def _winner_follows(at: Recorded) -> tuple[bool, str]:
     return recorded == derived, f"recorded {recorded}, derived from matches and audits {derived}"
 
 
+def _close_matches(at: Recorded) -> tuple[bool, str]:
+    """Of the matches that chance in the prompts could have turned, those that would have turned the round."""
+    order, win_margin = list(at.round.submissions or {}), at.round.config.win_margin
+    rejected = timeline.verdicts(at.round.generation_audits or {}, at.round.source_audits).rejected
+    played = timeline.margins(at.round.matrix)
+    found = []
+    for (left, right), margin in played.items():
+        report = read_match(at.snapshot, at.number, left, right)
+        interval = duels.margin_interval(report) if report else None
+        if report is None or interval is None or not duels.is_close(report, win_margin):
+            continue
+        if timeline.decides((left, right), order, played, rejected, win_margin):
+            found.append(f"{right[:10]} against {left[:10]}: {margin:+.4f} in {interval[0]:+.4f} to {interval[1]:+.4f}")
+    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+    told = f"{len(found)} close match{'es' * (len(found) > 1)} decided the round: {'; '.join(found[:5])}{more}"
+    return not found, told if found else f"no match whose interval holds {win_margin:g} decided the round"
+
+
 def _weight_floor(at: Recorded) -> tuple[bool, str]:
     later = at.round.leaders[1:]  # the first one is written by hand
     low = [t for t in later if t.weight < at.round.config.weight_floor]
@@ -135,6 +162,8 @@ CHECKS = (
           severity=dg.AssetCheckSeverity.WARN),
     Check("prompts", "no_repeats", "No prompt is drawn twice.", _no_repeats, severity=dg.AssetCheckSeverity.WARN),
     Check("submissions", "order_and_window", "Submissions stand in order of reveal, inside the window.", _in_order),
+    Check("submissions", "payloads_are_distinct", "No two hotkeys have the same repo, commit and CDN.", _distinct,
+          severity=dg.AssetCheckSeverity.WARN),
     Check("leader_baseline", "is_complete", "The leader has a result for each prompt.", _baseline_complete),
     Check("match_matrix", "margins_follow_from_reports", "Each margin recomputes from its report.", _margins_follow,
           blocking=True),
@@ -143,6 +172,9 @@ CHECKS = (
     Check("audit_requests", "critical_prompts_known", "Requests name the round's prompts, each hotkey once.", _known_prompts),
     Check("generation_audits", "verdicts_are_consistent", "Each verdict has its request and its reason.", _verdicts_consistent),
     Check("winner", "follows_from_record", "The winner is what matches and audits say.", _winner_follows, blocking=True),
+    Check("winner", "no_close_match_decided", "No match that decided the round was close: the margin's interval over "
+          "prompts does not hold win_margin. A warning tells which to judge again (`gen404 ops rejudge`).",
+          _close_matches, severity=dg.AssetCheckSeverity.WARN),
     Check("leader", "weight_floor", "Weights stay at or above the floor.", _weight_floor),
     *(
         Check(asset, "replays", "What is recorded follows from what it was made of, or a file explains why not.",

@@ -131,6 +131,18 @@ class Progress:
         self.done += count
         self.show(note)
 
+    def part(self, note: str) -> Callable[[int, int], None]:
+        """Takes (done, total) of one of several pieces of the step."""
+        last = (0, 0)
+
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            self.done, self.total = self.done + done - last[0], self.total + total - last[1]
+            last = done, total
+            self.show(note)
+
+        return report
+
     def show(self, note: str = "") -> None:
         now = time.monotonic()
         if now - self._shown > 0.2 or self.done >= self.total:

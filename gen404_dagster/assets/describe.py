@@ -12,13 +12,13 @@ from functools import cached_property
 import dagster as dg
 
 from gen404_dagster.assets.pictures import gallery, heat_map
-from gen404_dagster.competition import paths, timeline
+from gen404_dagster.competition import duels, paths, timeline
 from gen404_dagster.competition.leadership import active_leader
-from gen404_dagster.competition.models import LEADER, Hotkey, Results, Stage
+from gen404_dagster.competition.models import LEADER, Hotkey, MatchRow, Results, Stage
 from gen404_dagster.competition.stages import RoundState
 from gen404_dagster.competition.timeline import Standing
 from gen404_dagster.errors import StateFileError
-from gen404_dagster.resources.round_files import read_pod_stats, read_results, read_round, read_schedule
+from gen404_dagster.resources.round_files import read_match, read_pod_stats, read_results, read_round, read_schedule
 from gen404_dagster.resources.state_repo import Snapshot, StateRepository
 
 Metadata = dict[str, dg.MetadataValue]
@@ -313,23 +313,36 @@ def stored_gallery(name: str, pictures: Sequence[tuple[str, bytes | None]]) -> M
     return {name: gallery(pictures)} if any(data is not None for _, data in pictures) else {}
 
 
+def _match_row(at: Recorded, row: MatchRow) -> dict[str, str | float | bool | None]:
+    """A match with the interval of its margin; `close`: the interval holds win_margin. "at most": it was left early."""
+    try:
+        report = read_match(at.snapshot, at.number, row.left, row.right)
+    except StateFileError:
+        report = None
+    interval = duels.margin_interval(report) if report else None
+    bound = duels.margin_bound(report) if report else None
+    words = f"{interval[0]:+.3f} to {interval[1]:+.3f}" if interval else ""
+    return {
+        "left": row.left[:10],
+        "right": row.right[:10],
+        "margin": round(row.margin, 4),
+        "won": row.margin >= at.round.config.win_margin,
+        "interval": words if bound is None else f"at most {bound:+.3f}",
+        "close": report is not None and duels.is_close(report, at.round.config.win_margin),
+    }
+
+
 def _match_matrix(at: Recorded) -> Metadata | None:
     path = paths.matrix(at.number)
     if not at.has(path):
         return None
     now, order = at.standing, [LEADER, *(at.round.submissions or {})]
     played = timeline.margins(at.round.matrix)
-    rows = [
-        {
-            "left": row.left[:10],
-            "right": row.right[:10],
-            "margin": round(row.margin, 4),
-            "won": row.margin >= at.round.config.win_margin,
-        }
-        for row in at.round.matrix
-    ]
+    rows = [_match_row(at, row) for row in at.round.matrix]
+    close = [row for row in rows if row["close"]]
     return {
         "matches": dg.MetadataValue.int(len(at.round.matrix)),
+        "close_matches": dg.MetadataValue.int(len(close)),
         "qualified": dg.MetadataValue.int(len(now.timeline.qualified)),
         "local_leaders": dg.MetadataValue.int(len(now.timeline.reigns)),
         "missing_matches": dg.MetadataValue.int(len(now.matches)),
@@ -337,6 +350,7 @@ def _match_matrix(at: Recorded) -> Metadata | None:
         "timeline": dg.MetadataValue.md(timeline_in_words(at.round, now)),
         "heat_map": heat_map(order, played, {}),
         "matrix": table(rows),
+        **({"close": table(close)} if close else {}),
         **commit_of(at, path),
     }
 

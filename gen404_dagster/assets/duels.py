@@ -1,9 +1,8 @@
 """Duels: missing matches in canonical order, and the audits that their local leaders need."""
 
 import asyncio
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import dagster as dg
 
@@ -13,22 +12,18 @@ from gen404_dagster.assets.common import (
     adopted,
     commit,
     described,
-    gather_all,
     is_adopted,
     not_yet,
     round_number,
     round_spec,
 )
+from gen404_dagster.assets.judging import judging_metadata, keep_judging
 from gen404_dagster.competition import duels as rules
 from gen404_dagster.competition import models, paths
-from gen404_dagster.competition.limits import Limits
 from gen404_dagster.competition.models import (
     LEADER,
     AuditRequest,
-    Duel,
-    DuelWinner,
     Hotkey,
-    MatchReport,
     MatchRow,
     Results,
     Stage,
@@ -36,6 +31,8 @@ from gen404_dagster.competition.models import (
     write_matrix,
 )
 from gen404_dagster.competition.stages import RoundState, token
+from gen404_dagster.competition.timeline import Pair
+from gen404_dagster.errors import JudgeUnavailable
 from gen404_dagster.partitions import across
 from gen404_dagster.resources.cdn import Downloads
 from gen404_dagster.resources.configured import (
@@ -46,11 +43,11 @@ from gen404_dagster.resources.configured import (
     JudgeResource,
     LaneResource,
     LimitsResource,
-    LocalStoreResource,
     StateRepositoryResource,
+    StoreResource,
 )
-from gen404_dagster.resources.journal import Journal
-from gen404_dagster.resources.judge import Judge, JudgeNonsense, Picture, judge_duel
+from gen404_dagster.resources.judge.kept import KeptJudge
+from gen404_dagster.resources.judge.match import Ahead, Played, Player, Table
 from gen404_dagster.resources.object_store import ObjectStore
 from gen404_dagster.resources.prompt_pictures import PromptPictures
 from gen404_dagster.resources.round_files import read_match, read_results, read_round
@@ -79,7 +76,7 @@ def match_matrix(  # type: ignore[no-untyped-def]
     context: dg.AssetExecutionContext,
     state: StateRepositoryResource,
     journal: JournalResource,
-    store: LocalStoreResource,
+    store: StoreResource,
     cdn: CdnResource,
     entropy: EntropyResource,
     embedder: EmbedderResource,
@@ -90,179 +87,141 @@ def match_matrix(  # type: ignore[no-untyped-def]
     """Play what is missing until an audit is due or nothing is missing; derive again after each committed match."""
     repository, number = state.get(), round_number(context)
     if is_adopted(context, repository):
-        yield from adopted(repository, number, "match_matrix")
+        yield from adopted(repository, number, "match_matrix", extra=judging_metadata(journal.get(), number))
         return
-    tally = Tally()
-    while True:
-        snapshot = repository.head()
-        round_ = read_round(snapshot, number)
-        if round_.state.current_round != number or round_.state.stage != Stage.DUELS or round_.baseline_missing:
-            break
-        now = round_.standing()
-        if now.requests or not now.matches:
-            break
-        left, right = now.matches[0]
-        table = Table(
-            round_, left, right, _results(snapshot, number, left), _results(snapshot, number, right), limits.get()
-        )
-        progress = Progress(context, journal.get(), number, "judge", len(round_.prompts or ()))
-        progress.show(f"{right[:10]} against {left[:10]}, {len(now.matches)} matches to play")
-        downloader = cdn.get(limits.get(), entropy.get())
-        pictures = PromptPictures(store.get(), downloader, limits.get().max_prompt_bytes)
-        player = Player(
-            judge.get(embedder.get()), store.get(), journal.get(), downloader, pictures, limits.get(), progress, tally
-        )
-        margin, report = asyncio.run(player.play(table))
-        _commit_match(context, state, table, margin, report, snapshot)
+    kept = KeptJudge(judge.get(embedder.get()), journal.get(), store.get(), number)
+    asyncio.run(_play_due(context, state, journal, store, cdn.get(limits.get(), entropy.get()), kept, judge, limits))
     if repository.head(fetch=False).exists(paths.matrix(number)):
-        yield described("match_matrix", repository, number, tally.metadata())
+        run = {"answers_asked": kept.asked, "answers_remembered": kept.remembered}
+        extra = judging_metadata(journal.get(), number)
+        extra |= {name: dg.MetadataValue.int(count) for name, count in run.items()}
+        extra |= {"early_exit": dg.MetadataValue.bool(True)} if judge.early_exit else {}
+        yield described("match_matrix", repository, number, extra)
     else:
         yield from not_yet("match_matrix", repository, number)
+
+
+async def _play_due(
+    context: dg.AssetExecutionContext,
+    state: StateRepositoryResource,
+    journal: JournalResource,
+    store: StoreResource,
+    downloader: Downloads,
+    kept: KeptJudge,
+    judge: JudgeResource,
+    limits: LimitsResource,
+) -> None:
+    """Commit due matches in canonical order; the questions of those after them are asked in the meantime."""
+    repository, number = state.get(), round_number(context)
+    progress = Progress(context, journal.get(), number, "judge", 0)
+    pictures = DuelPictures(store.get(), PromptPictures(store.get(), downloader, limits.get().max_prompt_bytes))
+    async with kept, downloader:
+        player = Player(
+            kept,
+            pictures,
+            limits.get(),
+            repeats=judge.repeats,
+            early_exit=judge.early_exit,
+            on_duel=progress.step,
+        )
+        ahead = Ahead(player)
+        try:
+            while True:
+                snapshot = await asyncio.to_thread(repository.head)
+                round_ = await asyncio.to_thread(read_round, snapshot, number)
+                due = _due(round_)
+                if not due:
+                    break
+                left, right = due[0]
+                progress.total = max(progress.total, progress.done + len(due) * len(round_.prompts or ()))
+                progress.show(f"{right[:10]} against {left[:10]}, {len(due)} matches to play")
+                try:
+                    table, played = await ahead.first(due, partial(_table, snapshot, round_))
+                except JudgeUnavailable as error:
+                    raise JudgeUnavailable(_what_to_execute(error, number, left, right, kept)) from None
+                keep_judging(journal.get(), number, judge.prices.priced(played.judging))
+                await asyncio.to_thread(_commit_match, context, state, round_, table, played, snapshot)
+            await player.close()
+        finally:
+            await ahead.drop()
+
+
+def _due(round_: RoundState) -> Sequence[Pair]:
+    """Matches to play now, in canonical order; none while an audit is to be asked for first."""
+    if round_.state.current_round != round_.number or round_.state.stage != Stage.DUELS or round_.baseline_missing:
+        return ()
+    now = round_.standing()
+    return () if now.requests else now.matches
+
+
+async def _table(snapshot: Snapshot, round_: RoundState, pair: Pair) -> Table:
+    left, right = pair
+    results = [await asyncio.to_thread(_results, snapshot, round_.number, side) for side in pair]
+    return Table(left, right, round_.prompts or (), round_.seed or 0, round_.config.win_margin, *results)
 
 
 def _results(snapshot: Snapshot, number: int, hotkey: Hotkey) -> Results | None:
     return read_results(snapshot, number, hotkey, "generated" if hotkey == LEADER else "submitted")
 
 
-@dataclass(frozen=True)
-class Table:
-    """A match about to be played."""
-
-    round: RoundState
-    left: Hotkey
-    right: Hotkey
-    left_results: Results | None
-    right_results: Results | None
-    limits: Limits
+def _what_to_execute(error: JudgeUnavailable, number: int, left: Hotkey, right: Hotkey, kept: KeptJudge) -> str:
+    return (
+        f"{error}. The match of {right[:10]} against {left[:10]} stays open and {kept.asked + kept.remembered} answers of "
+        f"this run are kept: execute the job `judge` of round {number} again, or leave it to the sensor"
+    )
 
 
-class Tally:
-    """What judging cost in this run."""
+class DuelPictures:
+    """Pictures of a duel, from the object store."""
 
-    def __init__(self) -> None:
-        self.asked = self.remembered = self.nonsense = self.disagreed = 0
-        self.seconds: list[float] = []
+    def __init__(self, store: ObjectStore, prompts: PromptPictures) -> None:
+        self._store, self._prompts = store, prompts
 
-    def metadata(self) -> dict[str, dg.MetadataValue]:
-        if not self.asked and not self.remembered:
-            return {}
-        counts = {"duels_asked": self.asked, "duels_remembered": self.remembered, "nonsense_answers": self.nonsense}
-        counts["orders_disagreed"] = self.disagreed
-        found: dict[str, dg.MetadataValue] = {name: dg.MetadataValue.int(value) for name, value in counts.items()}
-        if self.seconds:
-            found["median_duel_seconds"] = dg.MetadataValue.float(
-                round(sorted(self.seconds)[len(self.seconds) // 2], 3)
-            )
-        return found
+    async def prompt(self, url: str) -> bytes:
+        return await self._prompts.read(url)
 
-
-@dataclass(frozen=True)
-class Player:
-    """Plays one match: all open duels at once, as many as the judge may be asked at a time."""
-
-    judge: Judge
-    store: ObjectStore
-    journal: Journal
-    downloader: Downloads
-    prompts: PromptPictures
-    limits: Limits
-    progress: Progress
-    tally: Tally
-
-    async def play(self, table: Table) -> tuple[float, MatchReport | None]:
-        """Margin and report. Raises JudgeUnavailable: the match stays open, answers so far are kept."""
-        margin = rules.margin_without_results(table.left_results, table.right_results)
-        if margin is not None:
-            return margin, None
-        prompts = table.round.prompts or ()
-        done, to_judge = rules.unjudged_duels(prompts, table.left_results or {}, table.right_results or {}, self.limits)
-        self.progress.step(count=len(done))
-        slots = asyncio.Semaphore(self.limits.judge_concurrency)
-        async with self.downloader:
-            tasks = {position: self._judge(duel, table.round, slots) for position, duel in to_judge.items()}
-            judged = dict(zip(tasks, await gather_all(*tasks.values()), strict=True))
-        duels = done | judged
-        report = rules.match_report(table.left, table.right, [duels[position] for position in sorted(duels)])
-        return report.margin, report
-
-    async def _judge(self, duel: Duel, round_: RoundState, slots: asyncio.Semaphore) -> Duel:
-        async with slots:
-            prompt = self._picture(await self.prompts.read(duel.prompt), duel.prompt)
-            left, right = self._preview(duel.left_png), self._preview(duel.right_png)
-            seed = round_.seed or 0
-            asked = token(self.judge.identity, prompt.sha256, left.sha256, right.sha256, seed)
-            unit = f"duel/{duel.name}/{left.sha256[:16]}/{right.sha256[:16]}"
-            known = self.journal.get(round_.number, unit, asked)
-            if known is None:
-                began = time.monotonic()
-                try:
-                    judged = await judge_duel(self.judge, prompt, left, right, seed)
-                    known = {
-                        "left": judged.left_penalty,
-                        "right": judged.right_penalty,
-                        "issues": judged.issues,
-                        "answers": [answer.model_dump() for answer in judged.answers],
-                    }
-                except JudgeNonsense as nonsense:
-                    known = {"nonsense": str(nonsense)}
-                self.journal.put(round_.number, unit, asked, known)
-                self.tally.asked += 1
-                self.tally.seconds.append(time.monotonic() - began)
-            else:
-                self.tally.remembered += 1
-            self.progress.step()
-        if "nonsense" in known:
-            self.tally.nonsense += 1
-            return duel.model_copy(
-                update={"winner": DuelWinner.DRAW, "issues": f"No valid answer: {known['nonsense']}"}
-            )
-        self.tally.disagreed += self._disagree(known["answers"])
-        winner = rules.decide_by_penalties(known["left"], known["right"], self.limits)
-        return duel.model_copy(update={"winner": winner, "issues": known["issues"]})
-
-    def _disagree(self, answers: Sequence[dict[str, int]]) -> bool:
-        """Whether the two orders name different sides as better."""
-        if len(answers) != 2:
-            return False
-        first = answers[0]["penalty_1"] - answers[0]["penalty_2"]
-        swapped = answers[1]["penalty_2"] - answers[1]["penalty_1"]
-        return first * swapped < 0
-
-    def _preview(self, url: str | None) -> Picture:
-        key = self.store.key_of(url or "")
+    async def preview(self, url: str) -> bytes:
+        key = self._store.key_of(url)
         assert key is not None, f"{url} is not in the store"
-        return self._picture(self.store.read(key), url)
-
-    def _picture(self, data: bytes, url: str | None) -> Picture:
-        return Picture.of(data, url if self.judge.reads_urls else None)
+        return await asyncio.to_thread(self._store.read, key)
 
 
 def _commit_match(
     context: dg.AssetExecutionContext,
     state: StateRepositoryResource,
+    read: RoundState,
     table: Table,
-    margin: float,
-    report: MatchReport | None,
+    played: Played,
     read_at: Snapshot,
 ) -> None:
-    number, left, right = table.round.number, table.left, table.right
+    number, left, right, margin = read.number, table.left, table.right, played.margin
 
     def decide(snapshot: Snapshot) -> Change | None:
         round_ = read_round(snapshot, number)
-        played = {(row.left, row.right) for row in round_.matrix}
+        done = {(row.left, row.right) for row in round_.matrix}
         changed = any(_results(snapshot, number, side) != _results(read_at, number, side) for side in (left, right))
-        if (left, right) in played or round_.state.stage != Stage.DUELS or changed:
+        if (left, right) in done or round_.state.stage != Stage.DUELS or changed:
             return None
         rows = [*round_.matrix, MatchRow(left=left, right=right, margin=margin)]
         files: dict[str, str | None] = {paths.matrix(number): write_matrix(rows)}
-        if report is not None:
-            files[paths.match_report(number, left, right)] = write_json(models.MATCH_REPORT, report)
+        if played.report is not None:
+            files[paths.match_report(number, left, right)] = write_json(models.MATCH_REPORT, played.report)
         won = "wins" if margin >= round_.config.win_margin else "does not win"
         subject = f"Play {right[:10]} against {left[:10]} in round {number}: {margin:+.4f}, {won}"
-        return Change(files, subject)
+        return Change(files, subject, _early_exit_in_words(played))
 
-    inputs = token(left, right, table.left_results, table.right_results, table.round.seed)
+    inputs = token(left, right, table.left_results, table.right_results, table.seed)
     commit(context, state.get(), Step(number, "match", inputs, unit=f"{left[:10]}-{right}"), decide)
+
+
+def _early_exit_in_words(played: Played) -> str:
+    bound = rules.margin_bound(played.report) if played.report else None
+    if played.report is None or bound is None:
+        return ""
+    return (
+        f"Early exit: win_margin was out of reach, {played.judging.left_out} of {len(played.report.duels)} duels were not "
+        f"judged. The margin counts them as draws; it could have been at most {bound:+.4f}."
+    )
 
 
 @dg.multi_asset(

@@ -10,9 +10,9 @@ from gen404_dagster.competition.models import LEADER, CompetitionStage, Stage, w
 from gen404_dagster.competition.stages import Do, Lane, next_step, token
 from gen404_dagster.resources.chain import Head
 from gen404_dagster.resources.configured import (
+    ChainResource,
     LaneResource,
     LimitsResource,
-    SimulatedChainResource,
     StateRepositoryResource,
 )
 from gen404_dagster.resources.round_files import read_round
@@ -89,7 +89,7 @@ def winner(context: dg.AssetExecutionContext, state: StateRepositoryResource, la
 def finalization(  # type: ignore[no-untyped-def]
     context: dg.AssetExecutionContext,
     state: StateRepositoryResource,
-    chain: SimulatedChainResource,
+    chain: ChainResource,
     limits: LimitsResource,
     lane: LaneResource,
 ):

@@ -8,7 +8,7 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ import dagster as dg
 from gen404_dagster.assets import plots
 from gen404_dagster.assets.common import CODE_VERSION, OWNERS
 from gen404_dagster.assets.describe import Metadata, table
+from gen404_dagster.assets.judging import read_judging
 from gen404_dagster.competition import insights as rules
 from gen404_dagster.competition import paths
 from gen404_dagster.competition.insights import PlayedRound, Row
@@ -24,6 +25,7 @@ from gen404_dagster.competition.models import LEADER, MatchRow, Results
 from gen404_dagster.competition.stages import RoundState
 from gen404_dagster.errors import StateFileError
 from gen404_dagster.resources.configured import JournalResource, StateRepositoryResource
+from gen404_dagster.resources.journal import Journal
 from gen404_dagster.resources.round_files import read_match, read_results, read_round
 from gen404_dagster.resources.state_repo import Snapshot
 
@@ -36,14 +38,14 @@ _OUTCOMES = {
 }  # fmt: skip
 
 
-def read_rounds(snapshot: Snapshot) -> tuple[list[PlayedRound], dict[str, str]]:
+def read_rounds(snapshot: Snapshot, journal: Journal) -> tuple[list[PlayedRound], dict[str, str]]:
     """Every round with a folder, and the files that cannot be read with their faults: one costs only itself."""
     faults: dict[str, str] = {}
     found = []
     for number in range(read_round(snapshot).number + 1):
         if snapshot.exists(paths.round_folder(number)):
             try:
-                found.append(_read(snapshot, number, faults))
+                found.append(replace(_read(snapshot, number, faults), judging=read_judging(journal, number)))
             except StateFileError as error:
                 faults[f"round {number}"] = str(error)
     return found, faults
@@ -164,6 +166,27 @@ def _bias(rounds: Sequence[PlayedRound], rows: Sequence[Row]) -> Metadata:
     }
 
 
+def _judging(rounds: Sequence[PlayedRound], rows: Sequence[Row]) -> Metadata:
+    labels = [f"round {row['round']}" for row in rows]
+
+    def plot(title: str, **names: str) -> dg.MarkdownMetadataValue:
+        return plots.bars(title, labels, {shown: [_number(row, name) for row in rows] for shown, name in names.items()})
+
+    found: Metadata = {
+        name: dg.MetadataValue.int(int(sum(_number(row, name) for row in rows)))
+        for name in ("questions", "calls", "prompt_tokens", "completion_tokens", "nonsense")
+    }
+    if any("cost" in row for row in rows):
+        found["cost"] = dg.MetadataValue.float(round(sum(_number(row, "cost") for row in rows), 4))
+        found["plot_cost"] = plot("Cost of judging", cost="cost")
+    return {
+        **found,
+        "plot": plot("Share of judged duels", draws="draw_rate", disagree="disagreement"),
+        "plot_latency": plot("Seconds an answer", p50="seconds_p50", p90="seconds_p90", p99="seconds_p99"),
+        "plot_calls": plot("Questions and calls", questions="questions", calls="calls"),
+    }
+
+
 def _repeated(rounds: Sequence[PlayedRound], rows: Sequence[Row]) -> Metadata:
     carried = rules.carried_prompts(rounds)
     same = sum(bool(row["same"]) for row in rows)
@@ -223,6 +246,11 @@ INSIGHTS: Mapping[str, Insight] = {
         "How often the judge prefers the left or the right side, and draws. The left side defends: only matches "
         "between challengers, with a sign test, tell of a bias by position.",
     ),
+    "judging": Insight(
+        rules.judging, _judging, ("match_matrix",),
+        "What judging took, by round: questions, calls, tokens, seconds an answer, draws, disagreement between the two "
+        "orders, and cost where GEN404_JUDGE_PROMPT_PRICE is set. Only rounds that this pipeline judged.",
+    ),
     "repeated_prompts": Insight(
         rules.repeated_prompts, _repeated, ("prompts", "match_matrix"),
         "Prompts carried over between rounds: did the same two miners get the same verdict on the same prompt again.",
@@ -254,7 +282,7 @@ def _insight_asset(name: str, insight: Insight) -> dg.AssetsDefinition:
         code_version=CODE_VERSION,
     )
     def asset(state: StateRepositoryResource, journal: JournalResource) -> dg.MaterializeResult[None]:
-        rounds, faults = _all_rounds(state)
+        rounds, faults = _all_rounds(state, journal.get())
         rows = insight.compute(rounds)
         path = journal.folder / "insights" / f"{name}.csv"
         write_csv(path, rows)
@@ -271,14 +299,14 @@ def _insight_asset(name: str, insight: Insight) -> dg.AssetsDefinition:
 _last_read: dict[tuple[str, str], tuple[list[PlayedRound], dict[str, str]]] = {}
 
 
-def _all_rounds(state: StateRepositoryResource) -> tuple[list[PlayedRound], dict[str, str]]:
+def _all_rounds(state: StateRepositoryResource, journal: Journal) -> tuple[list[PlayedRound], dict[str, str]]:
     """Read once for all insights of a process that look at the same commit."""
     repository = state.get()
     snapshot = repository.head()
     key = (repository.display, snapshot.fingerprint())
     if key not in _last_read:
         _last_read.clear()
-        _last_read[key] = read_rounds(snapshot)
+        _last_read[key] = read_rounds(snapshot, journal)
     return _last_read[key]
 
 

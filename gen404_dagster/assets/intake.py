@@ -16,10 +16,10 @@ from gen404_dagster.competition.stages import Do, Lane, next_step, token
 from gen404_dagster.resources.chain import Head
 from gen404_dagster.resources.configured import (
     CdnResource,
+    ChainResource,
     EntropyResource,
     LaneResource,
     LimitsResource,
-    SimulatedChainResource,
     StateRepositoryResource,
 )
 from gen404_dagster.resources.round_files import read_pool, read_previous_prompts, read_round
@@ -80,7 +80,7 @@ def schedule(context: dg.AssetExecutionContext, state: StateRepositoryResource, 
 def opening(  # type: ignore[no-untyped-def]
     context: dg.AssetExecutionContext,
     state: StateRepositoryResource,
-    chain: SimulatedChainResource,
+    chain: ChainResource,
     entropy: EntropyResource,
     cdn: CdnResource,
     limits: LimitsResource,
@@ -93,7 +93,8 @@ def opening(  # type: ignore[no-untyped-def]
         return
     refused: dict[str, dg.MetadataValue] = {}
     if read_round(repository.head(), number).submissions is None:
-        head, revealed = chain.get().head(), chain.get().revealed()
+        revealed = chain.get().revealed()
+        head = revealed.head  # the window is judged at the very block at which commitments were read
         seed = entropy.get().round_seed(number)
         most = limits.get().max_commitment_chars
         outcomes: list[Collected] = []
@@ -105,13 +106,15 @@ def opening(  # type: ignore[no-untyped-def]
             if plan is None or not isinstance(due, Do) or due.job != "open_round":
                 return None
             collected = collect_submissions(
-                revealed, plan, round_.name, allow_http=cdn.allow_private_network, max_chars=most
+                revealed.entries, plan, round_.name, allow_http=cdn.allow_private_network, max_chars=most
             )
             outcomes.append(collected)
             return _opening(snapshot, number, seed, collected, head, limits.get().block_seconds)
 
         plan = read_round(repository.head(fetch=False), number).schedule
-        if commit(context, repository, Step(number, "open", token(plan)), open_round) is None:
+        opened = commit(context, repository, Step(number, "open", token(plan)), open_round)
+        # Another pipeline may have opened it meanwhile: then it is adopted.
+        if opened is None and read_round(repository.head(fetch=False), number).submissions is None:
             raise dg.Failure(f"round {number} is not to be opened at block {head.block}: its window has not closed")
         refused = _refusals(outcomes[-1]) if outcomes else {}
     for name in ("seed", "prompts", "submissions"):
@@ -147,6 +150,7 @@ def _opening(
     files[paths.STATE] = write_json(models.STATE, stage)
     lines = [f"Block {head.block}, seed {seed}, {len(prompts)} prompts."]
     lines += [f"Refused {hotkey}: {reason}" for hotkey, reason in sorted(collected.refused.items())[:50]]
+    lines += [f"Same payload: {', '.join(group)}" for group in collected.same_payload[:50]]
     if not count:
         lines.append("Nobody challenges: the leader defends.")
     return Change(
@@ -156,7 +160,10 @@ def _opening(
 
 def _refusals(collected: Collected) -> dict[str, dg.MetadataValue]:
     rows = [{"hotkey": hotkey, "reason": reason} for hotkey, reason in sorted(collected.refused.items())]
-    return {"refused": dg.MetadataValue.int(len(rows)), "refusals": table(rows)}
+    told: dict[str, dg.MetadataValue] = {"refused": dg.MetadataValue.int(len(rows)), "refusals": table(rows)}
+    if collected.same_payload:
+        told["same_payload"] = table([{"hotkeys": ", ".join(group)} for group in collected.same_payload])
+    return told
 
 
 @dg.multi_asset(
@@ -175,7 +182,7 @@ def _refusals(collected: Collected) -> dict[str, dg.MetadataValue]:
     pool="git",
 )
 def stage(  # type: ignore[no-untyped-def]
-    context: dg.AssetExecutionContext, state: StateRepositoryResource, chain: SimulatedChainResource, lane: LaneResource
+    context: dg.AssetExecutionContext, state: StateRepositoryResource, chain: ChainResource, lane: LaneResource
 ):
     repository, number = state.get(), round_number(context)
     if is_adopted(context, repository):

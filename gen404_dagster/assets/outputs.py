@@ -7,7 +7,7 @@ costs the files in flight.
 import asyncio
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -36,9 +36,9 @@ from gen404_dagster.resources.configured import (
     JournalResource,
     LaneResource,
     LimitsResource,
-    LocalStoreResource,
     RendererResource,
     StateRepositoryResource,
+    StoreResource,
 )
 from gen404_dagster.resources.journal import Journal
 from gen404_dagster.resources.object_store import PNG, ObjectStore
@@ -100,9 +100,10 @@ def downloads(
     context: dg.AssetExecutionContext,
     state: StateRepositoryResource,
     journal: JournalResource,
-    store: LocalStoreResource,
+    store: StoreResource,
     cdn: CdnResource,
     entropy: EntropyResource,
+    renderer: RendererResource,
     limits: LimitsResource,
     lane: LaneResource,
 ) -> None:
@@ -111,6 +112,7 @@ def downloads(
     for number, hotkeys in _miners(context).items():
         at = Recorded(repository, snapshot, number)
         if at.round.state.stage == Stage.DOWNLOADING and not _only_adopts(context, at.round):
+            renderer.get().start()  # what comes next needs it, and now there is time
             _download_missing(context, at.round, hotkeys, log, store.get(), cdn, entropy, limits)
         for hotkey in hotkeys:
             _describe_downloads(context, at, hotkey, log)
@@ -127,7 +129,8 @@ def _download_missing(
     limits: LimitsResource,
 ) -> None:
     number, submissions, launched = round_.number, round_.submissions or {}, LANE_TAG in context.run.tags
-    todo = [f for f in _files(round_, hotkeys) if not _is_downloaded(f, submissions, log, objects, final=launched)]
+    kept = set(objects.list(f"rounds/{number}/"))
+    todo = [f for f in _files(round_, hotkeys) if not _is_downloaded(f, submissions, log, kept, final=launched)]
     if todo:
         entropy.get().generator(f"order of round {number}").shuffle(todo)  # nobody's CDN is always first
         progress = Progress(context, log, number, "download", len(todo))
@@ -162,16 +165,14 @@ def _source(submissions: models.Submissions, file: File) -> str:
     return f"{entry.cdn_url}/{file.stem}.glb" if entry else ""
 
 
-def _is_downloaded(
-    file: File, submissions: models.Submissions, log: Journal, objects: ObjectStore, *, final: bool
-) -> bool:
+def _is_downloaded(file: File, submissions: models.Submissions, log: Journal, kept: Set[str], *, final: bool) -> bool:
     """Whether a file has its entry. A fault is final for the round's own run; an operator may try it again."""
     if file.hotkey not in submissions:
         return True
     done = log.get(file.number, file.unit("download"), _source(submissions, file))
     if done is None or "fault" in done:
         return done is not None and final
-    return objects.exists(file.key("glb"))
+    return file.key("glb") in kept
 
 
 async def _download(
@@ -185,8 +186,8 @@ async def _download(
     async def fetch(file: File) -> None:
         url = _source(submissions, file)
         try:
-            # Stored, but killed before the checkpoint: what a miner sent first counts.
-            stored = objects.stat(file.key("glb")) or await downloader.fetch(url, objects, file.key("glb"))
+            # What is stored, but was killed before the checkpoint, is not fetched again: what a miner sent first counts.
+            stored = await downloader.fetch(url, objects, file.key("glb"))
             done: dict[str, object] = {"size": stored.size, "sha256": stored.sha256}
         except MinerFault as fault:
             done = {"fault": str(fault)}
@@ -206,15 +207,16 @@ async def _download(
     owners=OWNERS,
     code_version=CODE_VERSION,
     pool="gpu",
-    description="Previews of a miner's files: four views in a 2x2 grid of 1041 x 1041 pixels. A refused file leaves its "
-    "size and no preview. Committed as `submitted.json`. Materializing again renders missing or stale previews from "
-    "the stored files; it never moves the stage.",
+    description="Previews of a miner's files: four views in a 2x2 grid of 1041 x 1041 pixels, each file drawn in a "
+    "process with limits on memory and time. A refused file leaves its size and no preview. Committed as "
+    "`submitted.json`. Materializing again renders missing or stale previews from the stored files; it never moves the "
+    "stage.",
 )
 def renders(
     context: dg.AssetExecutionContext,
     state: StateRepositoryResource,
     journal: JournalResource,
-    store: LocalStoreResource,
+    store: StoreResource,
     renderer: RendererResource,
     limits: LimitsResource,
     lane: LaneResource,
@@ -275,13 +277,17 @@ def _render_missing(
         async def miner(hotkey: Hotkey) -> None:
             order: list[Stem] = []
             await gather_all(*(one(file, order) for file in _files(round_, [hotkey])))
-            submitted = {stem: _result(File(number, hotkey, stem), objects, log) for stem in order}
+            submitted = await asyncio.to_thread(
+                lambda: {stem: _result(File(number, hotkey, stem), objects, log) for stem in order}
+            )
             faults = file_faults(log, number, hotkey)
             await asyncio.to_thread(_commit_submitted, context, state, number, hotkey, submitted, faults)
 
         await gather_all(*(miner(hotkey) for hotkey in mine))
 
     asyncio.run(render_all())
+    if renderer.get().choice:
+        context.log.info(f"renderer: {renderer.get().choice}")
 
 
 def _render(file: File, renderer: Renderer, objects: ObjectStore, log: Journal) -> None:
@@ -295,7 +301,7 @@ def _render(file: File, renderer: Renderer, objects: ObjectStore, log: Journal) 
         return
     try:
         objects.put(file.key("png"), renderer.preview(model), PNG, overwrite=True)
-        log.put(file.number, file.unit("preview"), inputs, {})
+        log.put(file.number, file.unit("preview"), inputs, {"renderer": renderer.choice})
     except MinerFault as fault:
         log.put(file.number, file.unit("preview"), inputs, {"fault": str(fault)})
 
@@ -355,6 +361,10 @@ def _describe_renders(
     refused = [{"prompt": stem[:16], "reason": faults[stem]} for stem in results if stem in faults]
     pictures = [(stem, _preview(File(at.number, hotkey, stem), objects)) for stem in at.round.stems if stem in results]
     extra: Metadata = {"refused": dg.MetadataValue.int(len(refused))} if refused or not at.round.over else {}
+    drawn = log.units(at.number, f"preview/{hotkey}/").values()
+    renderers = sorted({str(value["renderer"]) for value in drawn if value.get("renderer")})
+    if renderers:
+        extra["renderer"] = dg.MetadataValue.text("; ".join(renderers))
     extra |= stored_gallery("previews_gallery", pictures)
     if refused:
         extra["refusals"] = table(refused)

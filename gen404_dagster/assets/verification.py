@@ -6,26 +6,25 @@ audit ends.
 """
 
 import asyncio
-import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import dagster as dg
 
 from gen404_dagster.assets import checks
+from gen404_dagster.assets.audit_pages import audit_pages
 from gen404_dagster.assets.common import (
     Progress,
     adopted,
     commit,
     described,
-    gather_all,
     is_adopted,
     not_yet,
     round_number,
     round_spec,
 )
-from gen404_dagster.assets.describe import Metadata, stored_gallery
+from gen404_dagster.assets.describe import Metadata, recorded, stored_gallery
 from gen404_dagster.competition import audits, models, paths
 from gen404_dagster.competition.limits import Limits
 from gen404_dagster.competition.models import (
@@ -37,140 +36,31 @@ from gen404_dagster.competition.models import (
     GenerationAudit,
     GenerationResult,
     Hotkey,
-    PodStats,
-    Results,
     Stage,
-    Stem,
-    stem_of,
     write_json,
 )
 from gen404_dagster.competition.stages import RoundState, builds_settled, token
-from gen404_dagster.errors import MinerFault
+from gen404_dagster.errors import Unavailable
 from gen404_dagster.partitions import across
 from gen404_dagster.resources.builds import BuildRun, build_tag, docker_image
-from gen404_dagster.resources.cdn import Downloads
 from gen404_dagster.resources.configured import (
-    CdnResource,
-    EmbedderResource,
-    EntropyResource,
-    JournalResource,
+    BuildsResource,
     LaneResource,
     LimitsResource,
-    LocalStoreResource,
-    PodsResource,
     RendererResource,
-    SimulatedBuildsResource,
     StateRepositoryResource,
+    StoreResource,
+    WorkshopResource,
 )
 from gen404_dagster.resources.embedder import Embedder
-from gen404_dagster.resources.journal import Journal
-from gen404_dagster.resources.object_store import GLB, PNG, ObjectStore
-from gen404_dagster.resources.pods.fleet import Accepted, Regeneration, RegenerationJob, regenerate
-from gen404_dagster.resources.pods.protocol import PodProvider
-from gen404_dagster.resources.prompt_pictures import PromptPictures
-from gen404_dagster.resources.renderer import Renderer
+from gen404_dagster.resources.pods.fleet import Regeneration
+from gen404_dagster.resources.pods.rota import work_off
+from gen404_dagster.resources.pods.workshop import Workshop
 from gen404_dagster.resources.round_files import read_results, read_round
 from gen404_dagster.resources.state_repo import Change, Snapshot, Step
 
 GROUP = "verification"
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """Everything a regeneration needs, put together once a run."""
-
-    providers: Sequence[PodProvider]
-    store: ObjectStore
-    journal: Journal
-    renderer: Renderer
-    embedder: Embedder
-    downloader: Downloads
-    limits: Limits
-    instance: str
-
-    async def regenerate(
-        self, round_: RoundState, hotkey: Hotkey, image: str, request: AuditRequest | None, submitted: Results | None,
-        progress: Progress,
-    ) -> Regeneration:  # fmt: skip
-        """Run an image over the round's prompts; a restart goes on where the journal ends."""
-        job = RegenerationJob(
-            instance=self.instance,
-            round=round_.number,
-            hotkey=hotkey,
-            image=image,
-            seed=round_.seed or 0,
-            prompts=list(dict.fromkeys(round_.stems)),
-            critical=request.critical_prompts if request else (),
-            submitted=submitted,
-        )
-        inputs = token(image, job.seed, job.prompts, submitted, self.renderer.version, self.embedder.revision)
-        resumed = self._known(job, inputs)
-        pictures = PromptPictures(self.store, self.downloader, self.limits.max_prompt_bytes)
-        urls = {stem_of(url): url for url in round_.prompts or ()}
-        unit = f"generated/{hotkey}"
-
-        def checkpoint(stem: Stem, result: GenerationResult, pod: PodStats) -> None:
-            self.journal.put(round_.number, f"{unit}/{stem}", inputs, result.model_dump(mode="json"))
-            self.journal.put(round_.number, f"{unit}-pods/{pod.pod_id}", inputs, pod.model_dump(mode="json"))
-            progress.step(hotkey[:10], count=0)
-
-        def show(done: int, total: int) -> None:
-            progress.done, progress.total = done, total
-            progress.show(hotkey[:10])
-
-        async def accept(stem: Stem, model: bytes) -> Accepted:
-            reference = submitted.get(stem) if submitted else None
-            return await asyncio.to_thread(self._accept, round_.number, hotkey, stem, model, reference)
-
-        return await regenerate(
-            job,
-            self.providers,
-            self.limits,
-            prompt_picture=lambda stem: pictures.read(urls[stem]),
-            accept=accept,
-            checkpoint=checkpoint,
-            progress=show,
-            resumed=resumed,
-            resumed_pods=self._known_pods(job, inputs),
-        )
-
-    def _known(self, job: RegenerationJob, inputs: str) -> Results:
-        known = {
-            stem: self.journal.get(job.round, f"generated/{job.hotkey}/{stem}", inputs)
-            for stem in dict.fromkeys(job.prompts)
-        }
-        return {stem: GenerationResult.model_validate(value) for stem, value in known.items() if value is not None}
-
-    def _known_pods(self, job: RegenerationJob, inputs: str) -> models.PodReport:
-        unit = f"generated/{job.hotkey}-pods/"
-        found = self.journal.units(job.round, unit)
-        names = [name for name in found if self.journal.get(job.round, name, inputs) is not None]
-        return {name.removeprefix(unit): PodStats.model_validate(found[name]) for name in names}
-
-    def _accept(
-        self, number: int, hotkey: Hotkey, stem: Stem, model: bytes, reference: GenerationResult | None
-    ) -> Accepted:
-        """Render, store, measure. A refused file is kept without preview, unless a better one is there."""
-        glb_key = paths.object_key(number, hotkey, "generated", stem, "glb")
-        png_key = paths.object_key(number, hotkey, "generated", stem, "png")
-        try:
-            picture = self.renderer.preview(model)
-        except MinerFault:
-            if not self.store.exists(glb_key):
-                self.store.put(glb_key, model, GLB)
-            return Accepted(glb=self.store.url(glb_key), png=None)
-        distance = 0.0
-        if reference is not None and reference.png is not None:
-            key = self.store.key_of(reference.png)
-            distance = self.embedder.distance(self.store.read(key or reference.png), picture)
-        self.store.put(glb_key, model, GLB, overwrite=True)
-        self.store.put(png_key, picture, PNG, overwrite=True)
-        return Accepted(glb=self.store.url(glb_key), png=self.store.url(png_key), distance=distance)
-
-
-def _instance(repository: str) -> str:
-    """Names this pipeline's pods, so that another pipeline's are never touched."""
-    return hashlib.sha256(repository.encode()).hexdigest()[:8]
+BASELINE_STAGES = (Stage.MINER_GENERATION, Stage.DOWNLOADING, Stage.DUELS)
 
 
 @dg.multi_asset(
@@ -191,17 +81,10 @@ def _instance(repository: str) -> str:
 def leader_baseline(  # type: ignore[no-untyped-def]
     context: dg.AssetExecutionContext,
     state: StateRepositoryResource,
-    journal: JournalResource,
-    store: LocalStoreResource,
-    cdn: CdnResource,
-    entropy: EntropyResource,
-    renderer: RendererResource,
-    embedder: EmbedderResource,
-    pods: PodsResource,
-    limits: LimitsResource,
+    workshop: WorkshopResource,
     lane: LaneResource,
 ):
-    repository, number = state.get(), round_number(context)
+    repository, number, store = state.get(), round_number(context), workshop.store
     if is_adopted(context, repository):
         yield from adopted(
             repository, number, "leader_baseline", extra=_gallery(repository.head(fetch=False), number, LEADER, store)
@@ -210,27 +93,61 @@ def leader_baseline(  # type: ignore[no-untyped-def]
     round_ = read_round(repository.head(), number)
     leader = round_.leader
     if round_.baseline_missing and leader is not None:
-        progress = Progress(context, journal.get(), number, "baseline", len(round_.stems))
+        progress = Progress(context, workshop.journal.get(), number, "baseline", 0)
         progress.show(leader.docker)
+        made: list[Regeneration] = []
 
-        async def run() -> Regeneration:
-            async with cdn.get(limits.get(), entropy.get()) as downloader:
-                shop = Workshop(
-                    pods.get(), store.get(), journal.get(), renderer.get(), embedder.get(), downloader, limits.get(),
-                    _instance(state.remote),
-                )  # fmt: skip
-                return await shop.regenerate(round_, LEADER, leader.docker, None, None, progress)
+        async def run() -> None:
+            async with workshop.open() as shop:
 
-        made = asyncio.run(run())
-        if not made.deployed:
+                async def wanted() -> list[Hotkey]:
+                    now = read_round(await asyncio.to_thread(repository.head), number)
+                    going_on = now.state.current_round == number and now.state.stage in BASELINE_STAGES
+                    return [LEADER] if going_on and now.baseline_missing else []
+
+                async def baseline(hotkey: Hotkey) -> None:
+                    show = progress.part(LEADER)
+                    made.append(await shop.regenerate(round_, hotkey, leader.docker, None, None, show))
+
+                await work_off(wanted, baseline, at_once=1)
+
+        with _stays_open("The baseline", "baseline", number):
+            asyncio.run(run())
+        if not made:
+            raise dg.Failure("the baseline was called off: the round moved on, its pods are deleted")
+        if not made[0].deployed:
             raise dg.Failure(f"the leader's image {leader.docker} could not be deployed: see the pods' logs")
-        _commit_generated(context, state, number, LEADER, made, None)
+        _commit_generated(context, state, number, LEADER, made[0], None)
     yield described(
-        "leader_baseline", repository, number, _gallery(repository.head(fetch=False), number, LEADER, store)
+        "leader_baseline",
+        repository,
+        number,
+        _gallery(repository.head(fetch=False), number, LEADER, store) | _rendered_by(context, workshop.renderer),
     )
 
 
-def _gallery(snapshot: Snapshot, number: int, hotkey: Hotkey, store: LocalStoreResource) -> Metadata:
+@contextmanager
+def _stays_open(what: str, job: str, number: int) -> Iterator[None]:
+    """Say what to execute when something of ours is unavailable."""
+    try:
+        yield
+    except Unavailable as error:
+        raise Unavailable(
+            f"{error}. {what} stays open, and what was regenerated is kept: execute the job `{job}` of round {number} "
+            "again, or leave it to the sensor"
+        ) from None
+
+
+def _rendered_by(context: dg.AssetExecutionContext, renderer: RendererResource) -> Metadata:
+    """Who draws in this run, if anything was drawn."""
+    choice = renderer.get().choice
+    if not choice:
+        return {}
+    context.log.info(f"renderer: {choice}")
+    return {"renderer": dg.MetadataValue.text(choice)}
+
+
+def _gallery(snapshot: Snapshot, number: int, hotkey: Hotkey, store: StoreResource) -> Metadata:
     objects = store.get()
     results = read_results(snapshot, number, hotkey, "generated") or {}
     keys = {stem: objects.key_of(result.png) if result.png else None for stem, result in results.items()}
@@ -245,8 +162,12 @@ def _commit_generated(
     hotkey: Hotkey,
     made: Regeneration | None,
     verdict: GenerationAudit | None,
+    measured: str = "",
 ) -> None:
-    """One commit when a regeneration ends: results, pods, and for a miner the verdict."""
+    """One commit when a regeneration ends: results, pods, and for a miner the verdict and how distances were measured.
+
+    The files' format has no place for the last: the commit's message has.
+    """
 
     def decide(snapshot: Snapshot) -> Change | None:
         round_ = read_round(snapshot, number)
@@ -277,7 +198,8 @@ def _commit_generated(
             )
         files[paths.generation_audits(number)] = write_json(models.GENERATION_AUDITS, {**known, hotkey: verdict})
         how = "passes" if verdict.outcome == AuditOutcome.PASSED else "fails"
-        return Change(files, f"{hotkey[:10]} {how} its audit in round {number}", verdict.reason)
+        words = "\n".join(line for line in (verdict.reason, measured) if line)
+        return Change(files, f"{hotkey[:10]} {how} its audit in round {number}", words)
 
     if verdict is None:
         step = Step(number, "baseline", token(made.results if made else None))
@@ -303,7 +225,7 @@ def _commit_generated(
 def builds(  # type: ignore[no-untyped-def]
     context: dg.AssetExecutionContext,
     state: StateRepositoryResource,
-    build_registry: SimulatedBuildsResource,
+    build_registry: BuildsResource,
     limits: LimitsResource,
     lane: LaneResource,
 ):
@@ -311,13 +233,13 @@ def builds(  # type: ignore[no-untyped-def]
     if is_adopted(context, repository):
         yield from adopted(repository, number, "builds")
         return
-    deadline = time.monotonic() + bounds.build_timeout_seconds
+    began = time.monotonic()
     while True:
         round_ = read_round(repository.head(), number)
         if builds_settled(round_) and round_.builds is not None:
             break
         run = build_registry.get().run_of(number)
-        timed_out = time.monotonic() > deadline
+        timed_out = max(run.seconds, time.monotonic() - began) > bounds.build_timeout_seconds
 
         def decide(snapshot: Snapshot, run: BuildRun = run, timed_out: bool = timed_out) -> Change | None:
             found = read_round(snapshot, number)
@@ -374,44 +296,45 @@ def _build(
 def generation_audits(  # type: ignore[no-untyped-def]
     context: dg.AssetExecutionContext,
     state: StateRepositoryResource,
-    journal: JournalResource,
-    store: LocalStoreResource,
-    cdn: CdnResource,
-    entropy: EntropyResource,
-    renderer: RendererResource,
-    embedder: EmbedderResource,
-    pods: PodsResource,
-    limits: LimitsResource,
+    workshop: WorkshopResource,
     lane: LaneResource,
 ):
     """Audit until no request is open; requests that arrive meanwhile are taken up."""
-    repository, number = state.get(), round_number(context)
+    repository, number, limits = state.get(), round_number(context), workshop.limits.get()
+
+    def pages() -> Metadata:
+        return audit_pages(recorded(repository, number, fetch=False), workshop.store.get(), limits)
+
     if is_adopted(context, repository):
-        yield from adopted(
-            repository, number, "generation_audits", extra=_audit_pictures(repository.head(fetch=False), number, store)
-        )
+        yield from adopted(repository, number, "generation_audits", extra=pages())
         return
 
     async def audit_all() -> None:
-        async with cdn.get(limits.get(), entropy.get()) as downloader:
-            shop = Workshop(
-                pods.get(), store.get(), journal.get(), renderer.get(), embedder.get(), downloader, limits.get(),
-                _instance(state.remote),
-            )  # fmt: skip
-            while True:
-                snapshot = await asyncio.to_thread(repository.head)
-                round_ = read_round(snapshot, number)
-                waiting = set(round_.standing().awaiting_generation)
-                due = [request for request in round_.requests if request.hotkey in waiting]
-                if not due or round_.state.current_round != number or round_.state.stage != Stage.DUELS:
-                    return
-                some = due[: limits.get().audits_at_once]
-                await gather_all(*(_audit(context, state, shop, snapshot, round_, request) for request in some))
+        async with workshop.open() as shop:
 
-    asyncio.run(audit_all())
+            async def wanted() -> list[Hotkey]:
+                """Whose verdict is missing, in the order of the requests; nobody's once the stage has changed."""
+                round_ = read_round(await asyncio.to_thread(repository.head), number)
+                if round_.state.current_round != number or round_.state.stage != Stage.DUELS:
+                    return []
+                waiting = set(round_.standing().awaiting_generation)
+                return [request.hotkey for request in round_.requests if request.hotkey in waiting]
+
+            async def audit(hotkey: Hotkey) -> None:
+                snapshot = repository.head(fetch=False)
+                round_ = read_round(snapshot, number)
+                request = next(request for request in round_.requests if request.hotkey == hotkey)
+                await _audit(context, state, shop, snapshot, round_, request, progress.part(hotkey[:10]))
+
+            progress = Progress(context, shop.journal, number, "verify", 0)
+            await work_off(wanted, audit, limits.audits_at_once)
+
+    with _stays_open("The audit", "verify", number):
+        asyncio.run(audit_all())
     if repository.head(fetch=False).exists(paths.generation_audits(number)):
+        measured = {"distances": dg.MetadataValue.text(_measured(workshop.embedder.get(), limits))}
         yield described(
-            "generation_audits", repository, number, _audit_pictures(repository.head(fetch=False), number, store)
+            "generation_audits", repository, number, pages() | _rendered_by(context, workshop.renderer) | measured
         )
     else:
         yield from not_yet("generation_audits", repository, number)
@@ -424,41 +347,28 @@ async def _audit(
     snapshot: Snapshot,
     round_: RoundState,
     request: AuditRequest,
+    progress: Callable[[int, int], None],
 ) -> None:
     hotkey = request.hotkey
     build = (round_.builds or {}).get(hotkey)
     made: Regeneration | None = None
+    measured = ""
     if build is None or build.status != BuildStatus.SUCCESS or build.docker_image is None:
         verdict = audits.build_failed_verdict(hotkey)
     else:
         submitted = read_results(snapshot, round_.number, hotkey, "submitted") or {}
-        progress = Progress(context, shop.journal, round_.number, "verify", len(submitted))
         made = await shop.regenerate(round_, hotkey, build.docker_image, request, submitted, progress)
         if made.deployed:
+            measured = _measured(shop.embedder, shop.limits)
             verdict = audits.verdict(
                 hotkey, list(round_.stems), submitted, made.results, request.critical_prompts, shop.limits,
                 stopped_early=made.stopped_early,
             )  # fmt: skip
         else:
             verdict = audits.deploy_failed_verdict(hotkey)
-    await asyncio.to_thread(_commit_generated, context, state, round_.number, hotkey, made, verdict)
+    await asyncio.to_thread(_commit_generated, context, state, round_.number, hotkey, made, verdict, measured)
 
 
-def _audit_pictures(snapshot: Snapshot, number: int, store: LocalStoreResource) -> Metadata:
-    """Submitted beside regenerated, the most different first: what the verdict saw."""
-    objects, round_ = store.get(), read_round(snapshot, number)
-    pairs = []
-    for hotkey in round_.generation_audits or {}:
-        submitted = read_results(snapshot, number, hotkey, "submitted") or {}
-        generated = read_results(snapshot, number, hotkey, "generated") or {}
-        pairs += [
-            (result.distance, hotkey, submitted[stem].png, result.png)
-            for stem, result in generated.items()
-            if stem in submitted and submitted[stem].png and result.png
-        ]
-    tiles: list[tuple[str, bytes | None]] = []
-    for distance, hotkey, first, second in sorted(pairs, key=lambda pair: -pair[0])[:12]:
-        for label, url in ((f"{hotkey[:8]} submitted", first), (f"regenerated, d {distance:.3f}", second)):
-            key = objects.key_of(url or "")
-            tiles.append((label, objects.read(key) if key and objects.exists(key) else None))
-    return stored_gallery("submitted_and_regenerated", tiles)
+def _measured(embedder: Embedder, limits: Limits) -> str:
+    """Whose distances were judged, and by which limit."""
+    return f"Distances: {embedder.model}, accepted up to {limits.acceptable_distance:g}"

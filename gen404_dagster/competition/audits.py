@@ -8,6 +8,7 @@ Rules: spec section 4, "Verdict"; proven on recorded rounds by tests/competition
 import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from gen404_dagster.competition.limits import Limits
 from gen404_dagster.competition.models import (
@@ -24,6 +25,15 @@ EARLY_STOP_FACTOR = 2
 
 BUILD_FAILED = "Failed to build a docker image"
 DEPLOY_FAILED = "Failed to deploy a docker image"
+
+
+class Fault(StrEnum):
+    """Why a prompt is a mismatch, the plainest reason first."""
+
+    MISSING = "not regenerated"
+    FAILED = "failed"
+    OVERTIME = "overtime"
+    FAR = "too far"
 
 
 @dataclass(frozen=True)
@@ -47,11 +57,20 @@ def prompts_to_check(prompts: Sequence[Stem], submitted: Results) -> list[Stem]:
     return [stem for stem in prompts if succeeded(submitted.get(stem))]
 
 
+def fault(result: GenerationResult | None, limits: Limits) -> Fault | None:
+    """Why a prompt is a mismatch; None when it was reproduced."""
+    if result is None:
+        return Fault.MISSING
+    if not succeeded(result):
+        return Fault.FAILED
+    if result.generation_time > limits.generation_overtime_seconds:
+        return Fault.OVERTIME
+    return Fault.FAR if result.distance > limits.acceptable_distance else None
+
+
 def mismatched(result: GenerationResult | None, limits: Limits) -> bool:
     """Missing, failed, overtime or too far from the submission."""
-    if result is None or not succeeded(result):
-        return True
-    return result.generation_time > limits.generation_overtime_seconds or result.distance > limits.acceptable_distance
+    return fault(result, limits) is not None
 
 
 def mismatches(checked: Sequence[Stem], generated: Results, critical: Collection[Stem], limits: Limits) -> Mismatches:
@@ -60,6 +79,17 @@ def mismatches(checked: Sequence[Stem], generated: Results, critical: Collection
         non_critical=tuple(stem for stem in wrong if stem not in critical),
         critical=tuple(stem for stem in wrong if stem in critical),
     )
+
+
+def worst_first(checked: Sequence[Stem], generated: Results, limits: Limits) -> list[Stem]:
+    """What a person looks at first: mismatches by reason, then whatever differs most."""
+    order: list[Fault | None] = [*Fault, None]
+
+    def badness(stem: Stem) -> tuple[int, float]:
+        result = generated.get(stem)
+        return order.index(fault(result, limits)), -result.distance if result else 0.0
+
+    return sorted(checked, key=badness)
 
 
 def trimmed_median(times: Sequence[float], trim: int) -> float | None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from gen404_dagster.competition import timeline
+from gen404_dagster.competition.duels import NOT_JUDGED, is_close
+from gen404_dagster.competition.judging import MatchJudging, Row, facts, summed
 from gen404_dagster.competition.models import (
     LEADER,
     AuditOutcome,
@@ -23,8 +25,7 @@ from gen404_dagster.competition.models import (
 )
 from gen404_dagster.competition.stages import RoundState
 
-Row = dict[str, str | int | float | bool | None]
-UNJUDGED = ("No preview", "Generation time exceeded", "No valid answer", "Internal error")
+UNJUDGED = ("No preview", "Generation time exceeded", "No valid answer", "Internal error", NOT_JUDGED)
 """How the words of a duel begin that no judge has decided."""
 
 
@@ -36,6 +37,7 @@ class PlayedRound:
     reports: Sequence[MatchReport] = ()
     submitted: Mapping[Hotkey, Results] = field(default_factory=dict)
     generated: Mapping[Hotkey, Results] = field(default_factory=dict)
+    judging: Sequence[MatchJudging] = ()
 
     @property
     def number(self) -> int:
@@ -225,6 +227,20 @@ def sign_test(first: int, second: int) -> float:
     if total <= 1000:
         return min(1.0, 2 * sum(math.comb(total, k) for k in range(least + 1)) / 2**total)
     return math.erfc((abs(first - second) - 1) / math.sqrt(2 * total))
+
+
+def judging(rounds: Iterable[PlayedRound]) -> list[Row]:
+    """Per round that this pipeline judged: calls, tokens, latency, draws, disagreement of the two orders, close matches."""
+    return [
+        {
+            "round": one.number,
+            "matches": len(one.judging),
+            **facts(summed(one.judging)),
+            "close": sum(is_close(report, one.state.config.win_margin) for report in one.reports),
+        }
+        for one in rounds
+        if one.judging
+    ]
 
 
 def repeated_prompts(rounds: Sequence[PlayedRound]) -> list[Row]:

@@ -4,7 +4,15 @@ Belongs here: thresholds that decide outcomes and bounds on what a miner may sen
 choices of parts (`gen404_dagster.settings`), or what the competition's own `config.json` says (`models.CompetitionConfig`).
 """
 
+from collections.abc import Mapping
+
 from pydantic import BaseModel, ConfigDict, Field
+
+ACCEPTABLE_DISTANCE: Mapping[str, float] = {
+    "dinov3": 0.1,  # the public competition's: spec section 4
+    "efficientnet": 0.03,  # measured on the embedded world's objects: docs/calibration.md
+}
+"""Largest cosine distance of submitted and regenerated preview, by the network that measures it."""
 
 
 class Limits(BaseModel):
@@ -14,6 +22,7 @@ class Limits(BaseModel):
 
     # Downloading
     download_concurrency: int = Field(10, ge=1, description="Downloads at once, shared by all miners.")
+    download_host_concurrency: int = Field(4, ge=1, description="Downloads at once from one host.")
     download_attempts: int = Field(2, ge=1, description="Tries for one file.")
     download_retry_seconds: float = Field(3.0, ge=0, description="Pause between two tries of one file, in seconds.")
     download_jitter_seconds: float = Field(
@@ -23,13 +32,31 @@ class Limits(BaseModel):
     )
     download_timeout_seconds: float = Field(600.0, gt=0, description="Longest time for one file, in seconds.")
     download_stall_seconds: float = Field(30.0, gt=0, description="Longest silence while a file arrives, in seconds.")
+    download_least_rate: int = Field(
+        16 * 1024,
+        ge=0,
+        description="Slowest rate of a file, over each download_stall_seconds, in bytes a second; a slower one is refused.",
+    )
     max_file_bytes: int = Field(200 * 1024**2, ge=1, description="Largest 3D file, enforced while streaming, in bytes.")
     max_prompt_bytes: int = Field(32 * 1024**2, ge=1, description="Largest prompt picture, in bytes.")
     max_commitment_chars: int = Field(2048, ge=1, description="Longest commitment that is parsed, in characters.")
     render_concurrency: int = Field(2, ge=1, description="Previews rendered at once.")
+    render_seconds: float = Field(
+        60.0, gt=0, description="Longest time to read and draw one 3D file, in seconds; a longer one is refused."
+    )
+    render_memory_bytes: int = Field(
+        4 * 1024**3,
+        ge=512 * 1024**2,
+        description="Most memory of a process that renders; a file that needs more is refused. Each of those at once "
+        "may use it.",
+    )
 
     # Duels
-    judge_concurrency: int = Field(16, ge=1, description="Questions to the judge at once.")
+    judge_concurrency: int = Field(
+        16,
+        ge=1,
+        description="Questions to one endpoint of the judge at once; halved at a 429 and restored step by step.",
+    )
     draw_difference: float = Field(1.0, ge=0, description="A duel is a draw when the penalties differ by at most this.")
     duel_overtime_seconds: float = Field(
         180.0, gt=0, description="A generation longer than this is overtime in a duel, in seconds."
@@ -43,10 +70,11 @@ class Limits(BaseModel):
 
     # Verification
     acceptable_distance: float = Field(
-        0.1,
+        ACCEPTABLE_DISTANCE["dinov3"],
         ge=0,
         le=2,
-        description="Largest cosine distance of submitted and regenerated preview. Belongs to the embedding model.",
+        description="Largest cosine distance of submitted and regenerated preview, under the configured embedder. Unset: "
+        "the embedder's own, 0.1 for dinov3 and 0.03 for efficientnet.",
     )
     generation_median_seconds: float = Field(
         90.0, gt=0, description="Largest trimmed median generation time, in seconds."
@@ -91,5 +119,15 @@ class Limits(BaseModel):
     # Leadership
     leader_change_wait_minutes: float = Field(
         25.0, ge=0, description="Weights wait when the next leader is at most so near, in minutes."
+    )
+    weights_interval_minutes: float = Field(30.0, gt=0, description="Weights are set so often, in minutes.")
+    weights_retry_least_minutes: float = Field(
+        4.0, gt=0, description="Shortest pause after weights could not be set, in minutes."
+    )
+    weights_retry_most_minutes: float = Field(
+        6.0, gt=0, description="Longest pause after weights could not be set, in minutes."
+    )
+    weights_confirm_blocks: int = Field(
+        3, ge=1, description="An accepted setting of weights must show within so many blocks."
     )
     block_seconds: int = Field(12, ge=1, description="Time between two blocks, in seconds.")

@@ -106,6 +106,14 @@ def derive_timeline(order: Sequence[Hotkey], played: Margins, rejected: Set[Hotk
     return Timeline(qualified, tuple(reigns), ())
 
 
+def decides(pair: Pair, order: Sequence[Hotkey], played: Margins, rejected: Set[Hotkey], win_margin: float) -> bool:
+    """Whether the round hangs on one match: with its other outcome another miner leads, or nobody can tell who."""
+    known = derive_timeline(order, played, rejected, win_margin)
+    other = float("-inf") if played[pair] >= win_margin else win_margin
+    turned = derive_timeline(order, {**played, pair: other}, rejected, win_margin)
+    return not turned.finished or turned.leader != known.leader
+
+
 def exploratory_pairs(qualified: Sequence[Hotkey], played: Margins) -> list[Pair]:
     """Missing pairs of qualified miners, the earlier submission on the left, left-major: played while audits run,
     so that a timeline without a rejected miner needs no new match."""

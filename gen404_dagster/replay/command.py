@@ -56,10 +56,13 @@ def _tell_what_if(record: Record, limits: Limits, numbers: list[int], changes: l
 
 
 def limits_for(location: str) -> Limits:
-    """The configured limits; for the repository of a simulation, those it was played with."""
+    """The configured limits; for the repository of a simulation, those it was played with.
+
+    Recorded distances are those of the public competition's network, unless a limit is set.
+    """
     played = Path(location).absolute().parent / "gen404.env"
     if "GEN404_ENV_FILE" in os.environ or not played.is_file() or not Path(location).is_dir():
-        return load_settings().limits
+        return load_settings(embedder="dinov3").limits
     return Settings(_env_file=played).limits
 
 

@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gen404_dagster.competition import models, paths
-from gen404_dagster.competition.duels import decide_unjudged, margin_without_results, match_report, overtime_losses
+from gen404_dagster.competition.duels import (
+    decide_unjudged,
+    margin_bound,
+    margin_without_results,
+    match_report,
+    overtime_losses,
+)
 from gen404_dagster.competition.limits import Limits
 from gen404_dagster.competition.models import (
     LEADER,
@@ -67,6 +73,9 @@ def check_margins(round_: Recorded) -> Cell:
             faults.append(f"margin is {report.margin}, its duels make {derived.margin}")
         if row.margin != derived.margin:
             faults.append(f"margin is {row.margin} in matches_matrix.csv, its duels make {derived.margin}")
+        bound = margin_bound(report)
+        if bound is not None and bound >= round_.state.config.win_margin:
+            faults.append(f"duels were left out, although the margin could have reached {bound}")
         cell.expect(not faults, path, "; ".join(faults), row.right)
     return cell
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gen404_dagster.competition import audits
-from gen404_dagster.competition.duels import critical_prompts, overtime_losses
+from gen404_dagster.competition.duels import critical_prompts, margin_bound, overtime_losses
 from gen404_dagster.competition.leadership import active_leader, name_winner, transition
 from gen404_dagster.competition.limits import Limits
 from gen404_dagster.competition.models import (
@@ -45,8 +45,14 @@ DECIDING = frozenset(
 _WITHOUT_EFFECT = {
     "name": "only a name",
     "description": "only a name",
-    "leader_change_wait_minutes": "it delays weights on chain, no round depends on it",
-}
+    **dict.fromkeys(
+        (
+            "leader_change_wait_minutes", "weights_interval_minutes", "weights_retry_least_minutes",
+            "weights_retry_most_minutes", "weights_confirm_blocks",
+        ),
+        "it delays weights on chain, no round depends on it",
+    ),
+}  # fmt: skip
 _UNANSWERED = {
     "draw_difference": "reports hold no penalties, only who won",
     "prompts_per_round": "other prompts would have been drawn",
@@ -245,6 +251,10 @@ def decide(
 def _margins(round_: Recorded, changed: frozenset[str], unknown: list[str]) -> Margins:
     """Recorded margins; with other overtime rules, those of the matches against the leader counted again."""
     played = margins(round_.state.matrix)
+    for (left, right), report in round_.reports.items():
+        bound = margin_bound(report)
+        if bound is not None and report.margin < round_.state.config.win_margin <= bound:
+            unknown.append(f"{left},{right} was left early: its margin could be from {report.margin:+} to {bound:+}")
     if not changed & {"duel_overtime_seconds", "overtime_allowance"}:
         return played
     leader = round_.played_by(LEADER) or {}

@@ -4,7 +4,7 @@ After a lost Dagster directory, a kill between a push and its event, or a file t
 the file as a materialization with the same metadata and checks that its asset would have given it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
@@ -96,11 +96,24 @@ def passed_since(instance: dg.DagsterInstance, repository: StateRepository, snap
             at, asset = Recorded(repository, snapshot, number.value), key.asset_key.to_user_string()
             result, metadata = keys[key].evaluate(at), description(asset, at)
             if result.passed and metadata is not None:
+                partition = str(number.value)
+                known_before = _latest_metadata(instance, asset, partition)  # with what only the run knew
                 yield dg.AssetMaterialization(
-                    asset, partition=str(number.value), description=f"{key.name} holds now", metadata=metadata
+                    asset,
+                    partition=partition,
+                    description=f"{key.name} holds now",
+                    metadata={**known_before, **metadata},
                 )
                 # Dagster shows checks of the latest materialization only: all of the asset's are given again.
                 yield from (as_evaluation(check.evaluate(at), check) for check in checks.CHECKS if check.asset == asset)
+
+
+def _latest_metadata(instance: dg.DagsterInstance, asset: str, partition: str) -> Mapping[str, dg.MetadataValue]:
+    only = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition])
+    for record in instance.fetch_materializations(only, limit=1).records:
+        materialization = record.asset_materialization
+        return materialization.metadata if materialization else {}
+    return {}
 
 
 def as_evaluation(result: dg.AssetCheckResult, check: checks.Check) -> dg.AssetCheckEvaluation:

@@ -19,8 +19,8 @@ from gen404_dagster.resources.configured import (
     BACKFILL_LANE,
     LANE_TAG,
     TOKEN_TAG,
+    ChainResource,
     LaneResource,
-    SimulatedChainResource,
     StateRepositoryResource,
     lane_of_run,
 )
@@ -138,7 +138,7 @@ def make_round_sensor(dead_run_grace_seconds: float) -> dg.SensorDefinition:
     def round_sensor(
         context: dg.SensorEvaluationContext,
         state: StateRepositoryResource,
-        chain: SimulatedChainResource,
+        chain: ChainResource,
         lane: LaneResource,
     ) -> dg.SensorResult | dg.SkipReason:
         from gen404_dagster.resources.round_files import read_round

@@ -168,6 +168,21 @@ class Cast:
 
     # --- chain ---
 
+    @property
+    def owner(self) -> Hotkey:
+        """The subnet's owner."""
+        return hotkey_of(self.parameters.seed, "owner")
+
+    @property
+    def validator(self) -> Hotkey:
+        """Who sets weights."""
+        return hotkey_of(self.parameters.seed, "validator")
+
+    @property
+    def uids(self) -> dict[Hotkey, int]:
+        """Who is on the subnet: its owner, the organiser's miner, a validator and the miners."""
+        return {hotkey: uid for uid, hotkey in enumerate([self.owner, self.base.hotkey, self.validator, *self.miners])}
+
     def revealed(self, block: Block) -> Revealed:
         """Everything revealed up to a block: the last ten commitments of each hotkey."""
         days = range(max(0, block // BLOCKS_PER_DAY - KEPT_PER_HOTKEY), block // BLOCKS_PER_DAY + 1)

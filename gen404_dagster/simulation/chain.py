@@ -1,10 +1,13 @@
-"""The embedded world's clock: a block number in one atomic file, and the time that a block has."""
+"""The embedded world's chain: a block number in one atomic file, the time that a block has, and validators' weights."""
 
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from gen404_dagster.competition.models import Block
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from gen404_dagster.competition.models import Block, Hotkey
 from gen404_dagster.errors import OperatorError
 from gen404_dagster.simulation.parameters import write_atomic
 
@@ -52,3 +55,49 @@ class Clock:
             block = min(self._block + count, LAST_BLOCK)
             write_atomic(self._path, str(block))
             self._block = block
+
+
+class WeightsRow(BaseModel):
+    """A validator's weights: since `update` they are committed, from `reveal` on everyone sees `hidden`."""
+
+    update: Block
+    shown: dict[int, float] = {}
+    hidden: dict[int, float] = {}
+    reveal: Block
+
+    def at(self, block: Block) -> dict[int, float]:
+        return self.hidden if block >= self.reveal else self.shown
+
+
+_LEDGER = TypeAdapter(dict[str, WeightsRow])
+
+
+class WeightsLedger:
+    """Validators' weights, in one atomic file. `reveal_blocks`: how long a subnet hides them (commit-reveal)."""
+
+    def __init__(self, path: Path, reveal_blocks: int) -> None:
+        self._path, self._reveal_blocks = path, reveal_blocks
+        self._lock = threading.Lock()
+
+    def row(self, validator: Hotkey) -> WeightsRow | None:
+        return self._read().get(validator)
+
+    def set(self, validator: Hotkey, weights: Mapping[int, float], block: Block) -> None:
+        with self._lock:
+            rows = self._read()
+            before = rows.get(validator)
+            rows[validator] = WeightsRow(
+                update=block,
+                shown=before.at(block) if before else {},
+                hidden=dict(weights),
+                reveal=block + self._reveal_blocks,
+            )
+            write_atomic(self._path, _LEDGER.dump_json(rows))
+
+    def _read(self) -> dict[str, WeightsRow]:
+        try:
+            return _LEDGER.validate_json(self._path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValidationError as error:
+            raise OperatorError(f"{self._path} does not hold weights: use another --workdir") from error

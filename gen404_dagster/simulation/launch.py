@@ -16,6 +16,7 @@ import httpx
 
 from gen404_dagster.competition.models import Block, Hotkey
 from gen404_dagster.errors import OperatorError, Unavailable
+from gen404_dagster.simulation.cast import Cast
 from gen404_dagster.simulation.parameters import (
     Workdir,
     WorldParameters,
@@ -200,13 +201,12 @@ def pipeline_environment(workdir: Path | str, url: str) -> dict[str, str]:
         "BUILD_POLL_SECONDS": 0.2,
         "MAX_MISMATCHES": max(1, prompts // 6),
         "MAX_CRITICAL_MISMATCHES": 1,
-        # Of this world's objects under EfficientNet: docs/calibration.md.
-        "ACCEPTABLE_DISTANCE": 0.03,
     }
     return {
         "GEN404_WORLD": url,
         "GEN404_DATA": str(place.data),
         "GEN404_STATE_REPO": str(place.remote),
+        "GEN404_WALLET_NAME": Cast(record.parameters, record.port).validator,
         "CDN_URL": f"{url}/store",
         "GEN404_ALLOW_PRIVATE_NETWORK": "true",
         "GEN404_ENTROPY_SEED": str(record.parameters.seed),

@@ -32,6 +32,8 @@ class WorldParameters(BaseModel):
     )
     oversize_bytes: int = Field(34 * 1024**2, ge=1, description="Length of the file that is too large.")
 
+    weights_reveal_blocks: int = Field(0, ge=0, description="Blocks for which the chain hides weights (commit-reveal).")
+
     @field_validator("prompts_from", "miner_from", mode="before")
     @classmethod
     def _absolute(cls, folder: object) -> object:
@@ -77,6 +79,7 @@ class Workdir:
         self.lock = self.root / "world.lock"
         self.log = self.root / "world.log"
         self.block = self.root / "block"
+        self.weights = self.root / "weights.json"
         self.remote = self.root / "remote.git"
         self.data = self.root / "data"
         self.store = self.root / "data" / "store"

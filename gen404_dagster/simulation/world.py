@@ -27,7 +27,7 @@ from starlette.routing import Route
 from gen404_dagster.competition import models, paths
 from gen404_dagster.errors import Gen404Error, OperatorError
 from gen404_dagster.simulation.cast import Cast, Miner, messy_files
-from gen404_dagster.simulation.chain import Clock, time_of
+from gen404_dagster.simulation.chain import Clock, WeightsLedger, time_of
 from gen404_dagster.simulation.making import garbage, make_model
 from gen404_dagster.simulation.parameters import (
     Workdir,
@@ -56,6 +56,7 @@ class EmbeddedWorld:
         self.pool = pool
         self.cast = Cast(record.parameters, record.port)
         self.clock = Clock(workdir.block)
+        self.ledger = WeightsLedger(workdir.weights, record.parameters.weights_reveal_blocks)
         self.remote = Remote(workdir.remote)
         self.auditor = SourceAuditor(self.remote, workdir.scratch, self.cast)
         folder = record.parameters.miner_from
@@ -67,6 +68,8 @@ class EmbeddedWorld:
                 Route("/health", self.health),
                 Route("/chain/head", self.head),
                 Route("/chain/commitments", self.commitments),
+                Route("/chain/subnet", self.subnet),
+                Route("/chain/weights", self.set_weights, methods=["POST"]),
                 Route("/clock", self.set_clock, methods=["POST"]),
                 Route("/prompts/{name}", self.prompt),
                 Route("/cdn/{hotkey}/{stem}.glb", self.cdn),
@@ -87,12 +90,38 @@ class EmbeddedWorld:
         )
 
     def head(self, request: Request) -> Response:
-        block = self.clock.block
-        return JSONResponse({"block": block, "timestamp": time_of(block).strftime("%Y-%m-%dT%H:%M:%SZ")})
+        return JSONResponse(_at(self.clock.block))
 
     def commitments(self, request: Request) -> Response:
         block = self.clock.block
-        return JSONResponse({"block": block, "commitments": self.cast.revealed(block)})
+        return JSONResponse({**_at(block), "commitments": self.cast.revealed(block)})
+
+    def subnet(self, request: Request) -> Response:
+        block = self.clock.block
+        row = self.ledger.row(request.query_params.get("validator", ""))
+        return JSONResponse(
+            {
+                **_at(block),
+                "uids": self.cast.uids,
+                "owner": self.cast.owner,
+                "last_update": row.update if row else None,
+                "weights": row.at(block) if row else {},
+                "commit_pending": row is not None and block < row.reveal,
+            }
+        )
+
+    async def set_weights(self, request: Request) -> Response:
+        try:
+            asked = await request.json()
+            validator, weights = asked["validator"], {int(uid): float(w) for uid, w in asked["weights"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise HTTPException(400, 'send {"validator": <hotkey>, "weights": {<uid>: <share>}}') from None
+        unknown = weights.keys() - set(self.cast.uids.values())
+        total = sum(weights.values())
+        if validator not in self.cast.uids or unknown or not total > 0 or min(weights.values()) < 0:
+            raise HTTPException(409, "who is not on the subnet sets no weights, and gets none")
+        self.ledger.set(validator, {uid: w / total for uid, w in weights.items() if w > 0}, self.clock.block)
+        return JSONResponse({"detail": f"set at block {self.clock.block}"})
 
     async def set_clock(self, request: Request) -> Response:
         try:
@@ -229,6 +258,10 @@ class EmbeddedWorld:
                     self.auditor.review(time_of(self.clock.block))
                 except Exception as error:  # the auditor looks again; the world goes on
                     print(f"source auditor: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def _at(block: models.Block) -> dict[str, object]:
+    return {"block": block, "timestamp": time_of(block).strftime("%Y-%m-%dT%H:%M:%SZ")}
 
 
 def _refusal(request: Request, error: Exception) -> Response:

@@ -19,6 +19,7 @@ GROUPS = {
     "duels": {"match_matrix", "audit_requests"},
     "verification": {"source_audits", "builds", "generation_audits"},
     "finale": {"winner", "leader", "next_schedule"},
+    "weights": {"weights"},
     "insights": set(INSIGHTS),
 }
 
@@ -51,7 +52,7 @@ def test_every_asset_says_what_it_is(defs: dg.Definitions) -> None:
         assert spec.owners, name
         assert spec.kinds, name
         assert spec.code_version, name
-        if spec.group_name == "insights":
+        if spec.group_name in ("insights", "weights"):
             assert spec.partitions_def is None, name
             continue
         assert spec.partitions_def is not None, name
@@ -69,7 +70,12 @@ def test_every_job_has_a_lane_and_makes_what_it_says(defs: dg.Definitions) -> No
 
 def test_every_asset_but_the_adopted_ones_and_insights_is_made_by_a_job(defs: dg.Definitions) -> None:
     made = {asset for assets in ASSETS_OF_JOB.values() for asset in assets}
-    assert {spec.key.to_user_string() for spec in specs(defs)} - made == {"schedule", "source_audits", *INSIGHTS}
+    assert {spec.key.to_user_string() for spec in specs(defs)} - made == {
+        "schedule",
+        "source_audits",
+        "weights",
+        *INSIGHTS,
+    }
 
 
 def test_checks_belong_to_assets_and_explain_themselves() -> None:

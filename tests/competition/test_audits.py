@@ -125,6 +125,22 @@ def test_missing_failed_far_and_overtime_are_mismatches(wrong: GenerationResult 
     assert not audits.mismatched(good(180.0, distance=0.1), LIMITS)
 
 
+def test_the_worst_prompts_come_first() -> None:
+    generated = {
+        "near": good(distance=0.01),
+        "nearer": good(distance=0.002),
+        "far": good(distance=0.3),
+        "farther": good(distance=0.7),
+        "slow": good(180.5),
+        "refused": GenerationResult(glb="g", size=9, attempts=3),
+    }
+    order = ["near", "nearer", "far", "absent", "farther", "slow", "refused"]
+    worst = audits.worst_first(order, generated, LIMITS)
+    assert worst == ["absent", "refused", "slow", "farther", "far", "near", "nearer"]
+    faults = [audits.fault(generated.get(stem), LIMITS) for stem in worst]
+    assert faults == ["not regenerated", "failed", "overtime", "too far", "too far", None, None]
+
+
 def test_only_prompts_with_a_valid_submission_are_checked() -> None:
     known = submitted(4) | {"p1": GenerationResult(), "p2": GenerationResult(glb="g")}
     audit = audits.verdict("5Miner", ["p3", "p2", "p1", "p0", "p9"], known, {"p0": good(), "p3": good()}, (), LIMITS)

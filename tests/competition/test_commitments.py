@@ -117,7 +117,7 @@ def test_submissions_are_ordered_by_block_and_ties_by_hotkey_however_the_chain_a
         ({"commit": "0F" * 20}, "commit is not 40 lower-case hex digits"),
         ({"commit": "0f" * 19}, "commit is not 40 lower-case hex digits"),
         ({"commit": "٠" * 40}, "commit is not 40 lower-case hex digits"),
-        ({"commit": float("nan")}, "commit is a float"),
+        ({"commit": 1.5}, "commit is a float"),
         ({"commit": {"sha": COMMIT}}, "commit is a dict"),
         ({"cdn_url": True}, "cdn_url is a bool"),
     ],

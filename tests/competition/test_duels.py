@@ -7,11 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gen404_dagster.competition.duels import (
+    average_penalties,
     critical_prompts,
     decide_by_penalties,
     decide_unjudged,
+    is_close,
+    left_out,
+    margin_bound,
+    margin_interval,
     margin_without_results,
     match_report,
+    orders_disagree,
+    out_of_reach,
     overtime_losses,
     unjudged_duels,
 )
@@ -208,3 +215,93 @@ def test_critical_prompts_are_distinct_wins_of_right_within_their_number(
     won = {found.name for found in match.duels if found.winner == RIGHT}
     assert set(critical) <= won
     assert len(critical) == len(set(critical)) <= max(1, len(winners) * win_margin + 1)
+
+
+# --- repeats ---
+
+
+def test_penalties_are_medians_of_the_repeats_averaged_over_both_orders() -> None:
+    assert average_penalties([(1, 7)], [(6, 2)]) == (1.5, 6.5)
+    assert average_penalties([(1, 7), (9, 0), (1, 7)], [(6, 2), (6, 2), (0, 9)]) == (1.5, 6.5)
+    assert average_penalties([(1, 7), (3, 7)], [(7, 2)]) == (2.0, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("straight", "swapped", "disagree"),
+    [([(1, 7)], [(7, 1)], False), ([(1, 7)], [(1, 7)], True), ([(4, 4)], [(1, 7)], False), ([(1, 7)], [(4, 4)], False)],
+)
+def test_orders_disagree_when_each_prefers_what_it_shows_first(
+    straight: list[tuple[int, int]], swapped: list[tuple[int, int]], disagree: bool
+) -> None:
+    assert orders_disagree(straight, swapped) is disagree
+
+
+# --- how sure a margin is ---
+
+
+def drawn_interval(scores: list[int], resamples: int) -> tuple[float, float]:
+    """The slow twin: resamples of the prompts, drawn."""
+    dice = random.Random(5)
+    margins = sorted(sum(dice.choices(scores, k=len(scores))) / len(scores) for _ in range(resamples))
+    return margins[int(0.025 * resamples)], margins[int(0.975 * resamples)]
+
+
+@pytest.mark.parametrize(("right", "left", "draws"), [(30, 24, 74), (64, 64, 0), (5, 0, 123), (100, 20, 8), (3, 2, 7)])
+def test_the_interval_is_that_of_many_resamples(right: int, left: int, draws: int) -> None:
+    exact = margin_interval(report(right, left, draws))
+    assert exact
+    drawn = drawn_interval([1] * right + [-1] * left + [0] * draws, 2000)
+    step = 1 / (right + left + draws)
+    assert exact == pytest.approx(drawn, abs=2.5 * step)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
+def test_an_interval_holds_its_margin_and_turns_with_the_sides(right: int, left: int, draws: int) -> None:
+    played = report(right, left, draws)
+    interval = margin_interval(played)
+    if right + left + draws == 0:
+        assert interval is None
+        return
+    assert interval
+    assert -1.0 <= interval[0] <= played.margin <= interval[1] <= 1.0
+    turned = margin_interval(report(left, right, draws))
+    assert turned == pytest.approx((-interval[1], -interval[0]), abs=1.01 / (right + left + draws))
+
+
+def test_a_match_is_close_when_its_interval_holds_the_limit() -> None:
+    assert is_close(report(30, 24, 74), 0.05)
+    assert not is_close(report(100, 20, 8), 0.05)
+    assert not is_close(report(0, 0, 128), 0.05)
+    low, high = margin_interval(report(30, 24, 74)) or (0.0, 0.0)
+    assert is_close(report(30, 24, 74), low)
+    assert is_close(report(30, 24, 74), high)
+    assert not is_close(report(30, 24, 74), high + 0.001)
+
+
+# --- early exit ---
+
+
+def test_a_match_is_out_of_reach_when_winning_all_that_is_left_does_not_suffice() -> None:
+    assert not out_of_reach([], 20, 0.05)
+    assert not out_of_reach([LEFT] * 9, 20, 0.05)  # (11 - 9) / 20 = 0.1
+    assert out_of_reach([LEFT] * 9 + [DRAW] * 2, 20, 0.05)  # (9 - 9) / 20
+    assert not out_of_reach([LEFT] * 9 + [DRAW], 20, 0.05)  # (10 - 9) / 20 reaches it exactly
+
+
+@given(st.lists(st.sampled_from([LEFT, RIGHT, DRAW]), min_size=1, max_size=40), st.sampled_from([0.0, 0.03, 0.05, 0.5]))
+def test_leaving_early_never_changes_whether_a_match_is_won(winners: list[DuelWinner], win_margin: float) -> None:
+    whole = match_report("leader", "5A", [duel(f"{n:03}", winner) for n, winner in enumerate(winners)])
+    known = 0
+    while known < len(winners) and not out_of_reach(winners[:known], len(winners), win_margin):
+        known += 1
+    left = [left_out(each, win_margin) if n >= known else each for n, each in enumerate(whole.duels)]
+    early = match_report("leader", "5A", left)
+    assert (early.margin >= win_margin) == (whole.margin >= win_margin)
+    if whole.margin >= win_margin:
+        assert early == whole
+        assert margin_bound(early) is None
+    elif early != whole:
+        bound = margin_bound(early)
+        assert bound is not None
+        assert whole.margin <= bound < win_margin
+        assert margin_interval(early) is None

@@ -1,11 +1,14 @@
 """What many rounds tell together, on small rounds whose answers are known."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from gen404_dagster.competition import insights
+from gen404_dagster.competition.duels import left_out, match_report
 from gen404_dagster.competition.insights import PlayedRound
+from gen404_dagster.competition.judging import MatchJudging
 from gen404_dagster.competition.models import (
     LEADER,
     AuditOutcome,
@@ -179,3 +182,22 @@ def test_nothing_played_tells_nothing() -> None:
         assert compute([empty]) == []
     assert insights.repeated_prompts([empty]) == []
     assert insights.funnel([]) == []
+
+
+def test_judging_is_told_by_round_and_only_of_rounds_judged_here() -> None:
+    close = match_report(
+        LEADER, A, [duel for n in range(6) for duel in report(LEADER, A, **{f"p{n}": "rld"[n % 3]}).duels]
+    )
+    here = replace(
+        played(1, {(LEADER, A): 0.0}, close),
+        judging=(MatchJudging(duels=6, draws=2, disagreed=1, questions=12, calls=13, seconds=(1.0, 3.0)),),
+    )
+    (row,) = insights.judging([played(0, {}), here])
+    assert (row["round"], row["matches"], row["questions"], row["calls"], row["close"]) == (1, 1, 12, 13, 1)
+    assert row["draw_rate"] == pytest.approx(1 / 3)
+    assert row["disagreement"] == pytest.approx(1 / 6)
+    assert (row["seconds_p50"], row["seconds_p99"]) == (1.0, 3.0)
+
+
+def test_a_duel_that_was_left_out_is_not_judged() -> None:
+    assert not insights.is_judged(left_out(report(LEADER, A, p="d").duels[0], 0.05))

@@ -22,6 +22,7 @@ from gen404_dagster.competition.timeline import (
     Reign,
     Standing,
     audits_to_request,
+    decides,
     derive_timeline,
     exploratory_pairs,
     margins,
@@ -396,3 +397,21 @@ def test_only_standing_miners_are_matched_and_audited(
         assert reign.leader in standing_miners
         assert reign.leader not in asked
         assert played[reign.defeated, reign.leader] == reign.margin >= MARGIN
+
+
+def test_a_match_decides_when_its_other_outcome_crowns_another_or_leaves_it_open() -> None:
+    """A and B qualify, B beats A; C failed to qualify and has played nobody else; D and E lost to all they met."""
+    played = {
+        (LEADER, "A"): 0.2, (LEADER, "B"): 0.06, (LEADER, "C"): 0.04, (LEADER, "D"): 0.3,
+        ("A", "B"): 0.05, ("B", "D"): 0.049, ("A", "D"): -0.5,
+    }  # fmt: skip
+    hang = {pair for pair in played if decides(pair, "ABCD", played, set(), MARGIN)}
+    # A against the leader does not count: without A, B still leads from the leader, and D does not beat it.
+    # C, had it qualified, would have to play B: nobody knows. D against A is in no chain.
+    assert hang == {(LEADER, "B"), ("A", "B"), ("B", "D"), (LEADER, "C")}
+
+
+def test_of_a_rejected_miner_no_match_decides() -> None:
+    played = {(LEADER, "A"): 0.2, (LEADER, "B"): 0.06, ("A", "B"): 0.05}
+    assert not decides(("A", "B"), "AB", played, {"B"}, MARGIN)
+    assert decides((LEADER, "A"), "AB", played, {"B"}, MARGIN)

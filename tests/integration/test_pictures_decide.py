@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from gen404_dagster.resources.embedder import EfficientNetEmbedder
-from gen404_dagster.resources.judge import EmbeddedJudge, JudgeAnswer, Question
+from gen404_dagster.resources.judge import EmbeddedJudge, Question, Reply
 from tests.simulations import Played
 
 
@@ -74,7 +74,7 @@ class Listening(EmbeddedJudge):
         super().__init__(EfficientNetEmbedder())
         self.heard: list[Question] = []
 
-    async def ask(self, question: Question) -> JudgeAnswer:
+    async def ask(self, question: Question) -> Reply:
         self.heard.append(question)
         return await super().ask(question)
 
@@ -89,12 +89,16 @@ def test_the_judge_gets_nothing_but_png_bytes(tmp_path: Path, monkeypatch: pytes
 
     judge = Listening()
     monkeypatch.setattr(configured, "make_judge", lambda settings, embedder: judge)
-    monkeypatch.setattr(configured, "_judges", {})
+    monkeypatch.setattr(configured, "_embedded_judges", {})
     monkeypatch.setattr(simulation.os, "environ", simulation.os.environ.copy())
     simulation.simulate(tmp_path, WorldParameters(seed=11, miners=2, prompts=2), 1, Console(stderr=True, quiet=True))
     assert judge.heard
     for question in judge.heard:
-        known = {field: getattr(question, field) for field in question.__dataclass_fields__ if field != "seed"}
+        known = {
+            field: getattr(question, field)
+            for field in question.__dataclass_fields__
+            if field not in ("seed", "repeat")
+        }
         assert set(known) == {"prompt", "first", "second"}
         for picture in known.values():
             assert set(picture.__dataclass_fields__) == {"data", "url", "sha256"}

@@ -2,7 +2,8 @@
 
 PLAN is a JSON file: a list with the behaviour of each pod, in the order they start (the last one goes on). Beside it
 lie `<n>.pid` and `<n>.jsonl`, what pod n was asked. A behaviour: {"seconds", "body_seconds", "warm_up", "mode", "only"}.
-`mode` is what it does wrong: to every prompt, or to those in `only`.
+`mode` is what it does wrong: to every prompt, or to those in `only`. A provider's router may stand before it: under the
+path IMAGE_PREFIX, refusing requests without IMAGE_AUTHORIZATION.
 """
 
 import asyncio
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 plan = Path(sys.argv[1])
 started = time.monotonic()
@@ -75,6 +78,7 @@ async def generate(request: Request) -> Response:
     try:
         mode = behaviour.get("mode", "") if stem in behaviour.get("only", [stem]) else ""
         if mode == "crash":
+            await asyncio.sleep(0.1)  # the file before it is out
             os._exit(3)
         await asyncio.sleep(60 if mode == "hang" else behaviour.get("seconds", 0.01))
     finally:
@@ -96,7 +100,15 @@ async def end_with_parent() -> None:
 
 
 async def main() -> None:
-    app = Starlette(routes=[Route("/health", health), Route("/generate", generate, methods=["POST"])])
+    prefix, wanted = os.environ.get("IMAGE_PREFIX", ""), os.environ.get("IMAGE_AUTHORIZATION")
+    routes = Starlette(
+        routes=[Route(prefix + "/health", health), Route(prefix + "/generate", generate, methods=["POST"])]
+    )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        refused = wanted and scope["type"] == "http" and Headers(scope=scope).get("authorization") != wanted
+        await (PlainTextResponse("no key", 401) if refused else routes)(scope, receive, send)
+
     leash = asyncio.create_task(end_with_parent())
     await uvicorn.Server(uvicorn.Config(app, "127.0.0.1", int(sys.argv[2]), log_level="critical")).serve()
     leash.cancel()

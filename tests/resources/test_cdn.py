@@ -1,13 +1,16 @@
 """The guarded downloader against a real server that misbehaves, on loopback."""
 
 import asyncio
+import hashlib
 import ipaddress
 import random
 import resource
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -20,7 +23,11 @@ import pytest
 from gen404_dagster.competition.limits import Limits
 from gen404_dagster.errors import MinerFault, OperatorError, Unavailable
 from gen404_dagster.resources.cdn import Downloads, download_file, is_refused
-from gen404_dagster.resources.object_store import LocalObjectStore
+from gen404_dagster.resources.object_store import GLB, LocalObjectStore, StoredObject
+from gen404_dagster.resources.object_store.local import LocalWriter
+from tests.resources import download_nursery
+from tests.resources.download_nursery import FILES, open_store
+from tests.resources.seaweed import ACCESS_KEY_ID, SECRET_ACCESS_KEY, Seaweed, unfinished_uploads
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[object]]
 
@@ -194,7 +201,13 @@ def test_a_second_try_succeeds(store: LocalObjectStore) -> None:
         (page("500 <script>\x1b[31m"), "HTTP 500", 2),
         (page("204 No Content"), "HTTP 204", 2),
         (page("206 Partial", b"x"), "HTTP 206", 2),
-        (page("302 Found", Location="http://169.254.169.254/latest/meta-data"), "redirect refused", 2),
+        (page("302 Found", Location="http://169.254.169.254/"), "redirect: refused address 169.254.169.254", 1),
+        (page("302 Found", Location="ftp://127.0.0.1/x"), "redirect: only https is fetched", 1),
+        (page("302 Found", Location="https://user@127.0.0.1/x"), "redirect: URL with credentials", 1),
+        (page("302 Found", Location="//[::1"), "broken HTTP answer", 2),
+        (page("302 Found", Location="/file"), "more than 3 redirects", 4),
+        (page("302 Found"), "HTTP 302", 2),
+        (page("304 Not Modified"), "HTTP 304", 2),
         (page("200 OK", b"\x1f\x8b", Content_Encoding="gzip"), "sent in an encoding that was not asked for", 2),
         (sends(b"HTTP/1.1 200 OK\r\nContent-Length: 262145\r\n\r\n"), "larger than 0.2 MiB", 1),
         (sends(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999\r\n\r\n"), "broken HTTP answer", 2),
@@ -230,12 +243,169 @@ def test_a_body_longer_than_its_stated_length_is_cut_there(store: LocalObjectSto
 @pytest.mark.parametrize("headers", ["", "Content-Length: 200000\r\n"])
 def test_a_trickle_ends_at_the_total_time(store: LocalObjectStore, headers: str) -> None:
     async def test() -> None:
-        limits = LIMITS.model_copy(update={"download_timeout_seconds": 0.6})
+        limits = LIMITS.model_copy(update={"download_timeout_seconds": 0.6, "download_least_rate": 0})
         async with serving(file=endless(b"x", 0.05, headers)) as miner:
             start = time.monotonic()
             assert await fault_of(store, miner.url("/file"), limits) == "not complete after 0.6 s"
             assert time.monotonic() - start < 3
             assert miner.asked("/file") == 1
+
+    run(test())
+
+
+def test_one_byte_after_another_is_too_slow(store: LocalObjectStore) -> None:
+    """Every byte comes in time, and yet the file never would."""
+
+    async def test() -> None:
+        async with serving(file=endless(b"x", 0.05, "Content-Length: 200000\r\n")) as miner:
+            start = time.monotonic()
+            assert await fault_of(store, miner.url("/file")) == "slower than 16384 bytes/s for 0.4 s"
+            assert time.monotonic() - start < 3
+            assert miner.asked("/file") == 1
+
+    run(test())
+
+
+def test_headers_one_after_another_are_no_answer(store: LocalObjectStore) -> None:
+    async def test() -> None:
+        parts = [part for _ in range(100) for part in (b"X: y\r\n", 0.05)]
+        async with serving(file=sends(b"HTTP/1.1 200 OK\r\n", *parts)) as miner:
+            assert await fault_of(store, miner.url("/file")) == "no answer within 0.8 s"
+
+    run(test())
+
+
+def test_a_hostile_server_costs_only_its_own_file(store: LocalObjectStore) -> None:
+    async def reset(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\nhalf")
+        await writer.drain()
+        linger = struct.pack("ii", 1, 0)  # close with a reset
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+
+    hostile = {
+        "trickle": (endless(b"x", 0.05), "slower than 16384 bytes/s for 0.4 s"),
+        "endless": (endless(b"x" * 65536, 0), "larger than 0.2 MiB"),
+        "short": (sends(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\nshort"), "connection closed early"),
+        "reset": (reset, "connection closed early"),
+        "silent": (sends(9.0), "stalled for 0.4 s"),
+    }
+    body = random.Random(2).randbytes(200_000)
+
+    async def test() -> None:
+        limits = LIMITS.model_copy(update={"download_host_concurrency": 10})
+        answers = {name: answer for name, (answer, _) in hostile.items()}
+        async with serving(file=page("200 OK", body), **answers) as miner, Downloads(limits, True) as downloads:
+            good = [downloads.fetch(miner.url("/file"), store, f"good/{n}.glb") for n in range(10)]
+            bad = [downloads.fetch(miner.url(f"/{name}"), store, f"bad/{name}.glb") for name in hostile]
+            stored = await asyncio.gather(*good)
+            ends = await asyncio.gather(*bad, return_exceptions=True)
+            assert {file.sha256 for file in stored} == {hashlib.sha256(body).hexdigest()}
+            assert {name: str(end) for name, end in zip(hostile, ends, strict=True)} == {
+                name: reason for name, (_, reason) in hostile.items()
+            }
+        assert left_over(store) == [f"good/{n}.glb" for n in range(10)]
+
+    run(test())
+
+
+def test_one_host_does_not_take_all_slots(store: LocalObjectStore) -> None:
+    """Ten files of a host that stalls wait for each other; those of another host do not wait for them."""
+
+    async def test() -> None:
+        limits = LIMITS.model_copy(update={"download_concurrency": 3, "download_host_concurrency": 2})
+        async with (
+            serving(file=sends(9.0)) as slow,
+            serving(file=OK) as quick,
+            Downloads(limits, True) as downloads,
+        ):
+            stalled = [asyncio.create_task(downloads.fetch(slow.url("/file"), store, f"s{n}.glb")) for n in range(10)]
+            await asyncio.sleep(0.1)
+            start = time.monotonic()
+            await asyncio.gather(*(downloads.fetch(quick.url("/file"), store, f"q{n}.glb") for n in range(10)))
+            assert time.monotonic() - start < 1.5
+            assert not any(task.done() for task in stalled[2:])
+            assert slow.most_at_once == 2
+            for task in stalled:
+                task.cancel()
+            await asyncio.gather(*stalled, return_exceptions=True)
+
+    run(test())
+
+
+def test_the_store_s_time_is_not_the_miner_s(tmp_path: Path) -> None:
+    class SlowDisk(LocalWriter):
+        def write(self, chunk: bytes) -> None:
+            time.sleep(0.12)
+            super().write(chunk)
+
+    class SlowStore(LocalObjectStore):
+        def writer(self, key: str, content_type: str, overwrite: bool = False) -> LocalWriter:
+            return SlowDisk(self, key, content_type, overwrite)
+
+    async def test() -> None:
+        limits = LIMITS.model_copy(update={"download_timeout_seconds": 1.0, "max_file_bytes": 4 * 1024**2})
+        async with serving(file=page("200 OK", bytes(3 * 1024**2))) as miner, Downloads(limits, True) as downloads:
+            start = time.monotonic()
+            stored = await downloads.fetch(miner.url("/file"), SlowStore(tmp_path, "https://x"), "a.glb")
+            assert stored.size == 3 * 1024**2
+            assert time.monotonic() - start > 1.2
+
+    run(test())
+
+
+@pytest.mark.parametrize("mebibytes", [1, 20])
+def test_a_file_goes_straight_into_s3(s3_server: Seaweed, mebibytes: int) -> None:
+    store = s3_server.store()
+    body = random.Random(3).randbytes(mebibytes * 1024**2 + 5)
+
+    async def test() -> None:
+        limits = LIMITS.model_copy(update={"max_file_bytes": len(body), "download_timeout_seconds": 60})
+        answers = {"file": page("200 OK", body), "endless": endless(bytes(65536), 0)}
+        async with serving(**answers) as miner, Downloads(limits, True) as downloads:
+            stored = await downloads.fetch(miner.url("/file"), store, "a.glb")
+            assert stored == StoredObject("a.glb", len(body), hashlib.sha256(body).hexdigest(), GLB)
+            with pytest.raises(MinerFault, match="larger than"):
+                await downloads.fetch(miner.url("/endless"), store, "b.glb")
+        assert store.read("a.glb") == body
+        assert list(store.list()) == ["a.glb"]
+        assert unfinished_uploads(store) == []
+
+    run(test())
+
+
+@pytest.mark.parametrize("form", ["local", "s3"])
+def test_after_a_kill_only_what_is_missing_is_fetched(
+    form: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Killed with files in flight, then started twice: what is stored is not asked for again, nor what failed for good."""
+    s3: list[str] = []
+    if form == "s3":
+        server: Seaweed = request.getfixturevalue("s3_server")
+        s3 = [server.endpoint, ACCESS_KEY_ID, SECRET_ACCESS_KEY, server.make_bucket()]
+    store = open_store(tmp_path, s3)
+    slow = sends(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngl", 0.1, b"TF")
+    answers = {f"p{number}.glb": slow for number in range(FILES)} | {"p3.glb": page("404 No")}
+    paths = {f"/p{number}.glb" for number in range(FILES)} - {"/p3.glb"}
+
+    async def test() -> None:
+        async with serving(**answers) as miner:
+            command = [sys.executable, download_nursery.__file__, miner.url(""), str(tmp_path), *s3]
+            child = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+            while len(miner.requests) < FILES // 2 and child.returncode is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            child.kill()
+            await child.communicate()
+            kept = {f"/{key.rpartition('/')[2]}" for key in store.list()}
+            assert 0 < len(kept) < FILES - 4
+            before = len(miner.requests)
+            await asyncio.to_thread(download_nursery.download, miner.url(""), tmp_path, s3)
+            again = {path for path, _ in miner.requests[before:]}
+            assert not again & kept
+            assert len(list(store.list())) == len(paths)
+            before = len(miner.requests)
+            await asyncio.to_thread(download_nursery.download, miner.url(""), tmp_path, s3)
+            assert len(miner.requests) == before
 
     run(test())
 
@@ -296,7 +466,14 @@ def test_metadata_services_are_refused_even_in_simulations(
         ("10.1.2.3", False, True),
         ("192.168.1.1", False, True),
         ("172.16.0.1", False, True),
-        ("fd00:ec2::254", False, True),
+        ("fd12::1", False, True),
+        ("fd00:ec2::254", False, False),
+        ("fd20:ce::254", False, False),
+        ("192.0.0.192", False, False),
+        ("2001:0:7f00:1::1", False, False),
+        ("2606:4700::5efe:127.0.0.1", False, True),
+        ("2606:4700::200:5efe:169.254.169.254", False, False),
+        ("fe80::5efe:1.1.1.1", False, False),
         ("::ffff:10.0.0.1", False, True),
         ("2002:7f00:1::", False, True),
         ("64:ff9b::a00:1", False, True),

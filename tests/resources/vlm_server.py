@@ -1,16 +1,18 @@
 """An OpenAI-compatible server on loopback that really looks: it decodes (and fetches) every picture it is shown.
 
 It answers by the pictures: a candidate's penalty is how far its mean colour is from the prompt's. What it does wrong is
-scripted: `plan` holds one behaviour a request, then it behaves.
+scripted: `plan` holds one behaviour a request, then it behaves. It may take time, and refuse more than it can at once.
 """
 
 import asyncio
 import base64
+import hashlib
 import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,27 +22,43 @@ import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 
 class VisionServer:
-    """`asked`: bodies of the questions; `shown`: per question its pictures; `times`: when each arrived."""
+    """`asked`: bodies of the questions; `shown`: per question its pictures; `times`: when each arrived.
+
+    `seconds` an answer takes; `most` questions at once, 429 for more; `peak`: most that it had at once; `arrived`: how
+    often each question came, by the `mark` of its pictures in order.
+    """
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.plan: list[str] = []
-        self.pictures: dict[str, bytes] = {}
-        self.asked: list[dict[str, Any]] = []
-        self.shown: list[list[tuple[str, tuple[int, int]]]] = []
-        self.times: list[float] = []
         self.root = ""
-        self.app = Starlette(
+        self._routes = Starlette(
             routes=[
                 Route("/v1/chat/completions", self._complete, methods=["POST"]),
                 Route("/pictures/{name}", self._picture),
             ]
         )
+        self.reset()
+
+    def reset(self) -> None:
+        self.seconds = 0.0
+        self.most: int | None = None
+        self.busy = self.peak = 0
+        self.clients: set[object] = set()
+        self.arrived: Counter[str] = Counter()
+        self.plan: list[str] = []
+        self.pictures: dict[str, bytes] = {}
+        self.asked: list[dict[str, Any]] = []
+        self.shown: list[list[tuple[str, tuple[int, int]]]] = []
+        self.times: list[float] = []
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        """Lets an answer reach the connection itself, to hang up."""
+        await self._routes({**scope, "transport": send.__self__.transport}, receive, send)
 
     @property
     def base_url(self) -> str:
@@ -51,6 +69,17 @@ class VisionServer:
 
     async def _complete(self, request: Request) -> Response:
         self.times.append(time.monotonic())
+        self.clients.add(request.client)
+        if self.most is not None and self.busy >= self.most:
+            return JSONResponse({"error": {"message": "too many"}}, 429)
+        self.busy += 1
+        self.peak = max(self.peak, self.busy)
+        try:
+            return await self._answer(request)
+        finally:
+            self.busy -= 1
+
+    async def _answer(self, request: Request) -> Response:
         if request.headers.get("authorization") != f"Bearer {self.key}":
             sent = request.headers.get("authorization")
             return JSONResponse({"error": {"message": f"Incorrect API key provided: {sent}"}}, 401)
@@ -63,6 +92,12 @@ class VisionServer:
                 return JSONResponse({"error": {"message": f"Bearer {self.key} made it fail"}}, int(detail))
             case "busy":
                 return JSONResponse({"error": {"message": "busy"}}, 429, {"Retry-After": detail})
+            case "later":
+                return JSONResponse({"error": {"message": "loading"}}, 503, {"Retry-After": detail})
+            case "reset" | "half":
+                return _Rude(b"" if kind == "reset" else b'{"choices": [{"index": 0, "mess')
+            case "trickle":
+                return StreamingResponse(_slowly(float(detail)), media_type="application/json")
             case "hang":
                 await asyncio.sleep(float(detail))
             case "page":
@@ -72,7 +107,10 @@ class VisionServer:
             case "error":
                 return JSONResponse({"error": "not now"})
         pictures = [part["image_url"]["url"] for part in body["messages"][1]["content"] if part["type"] == "image_url"]
-        answer = self._penalties(await asyncio.gather(*map(self._open, pictures)))
+        opened = await asyncio.gather(*map(self._open, pictures))
+        self.arrived[self.mark([data for _, data, _ in opened])] += 1
+        await asyncio.sleep(self.seconds)
+        answer = self._penalties([(kind, picture) for kind, _, picture in opened])
         text = json.dumps(answer)
         texts = {
             "fenced": f"Here it is:\n```json\n{text}\n```",
@@ -82,6 +120,11 @@ class VisionServer:
             "outside": json.dumps(answer | {"penalty_2": 11}),
             "fraction": json.dumps(answer | {"penalty_2": 2.5}),
             "true": json.dumps(answer | {"penalty_2": True}),
+            "nan": '{"penalty_1": NaN, "penalty_2": 1, "issues": ""}',
+            "words": json.dumps(answer | {"penalty_2": "seven"}),
+            "list": json.dumps([answer]).replace("{", "[").replace("}", "]"),
+            "null": json.dumps(answer | {"issues": None}),
+            "negative": json.dumps(answer | {"penalty_2": -1}),
             "partial": json.dumps({"penalty_1": 1}),
             "deep": '{"penalty_1":' + "[" * 50_000 + "}",
             "long": json.dumps(answer | {"issues": "bad\n\x1b[31m" + "x" * 5000}),
@@ -96,11 +139,15 @@ class VisionServer:
                 "refusal": "I would rather not" if kind == "refusal" else None,
             },
         }
-        return JSONResponse(
-            {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice]}
-        )
+        usage = {"prompt_tokens": 1000, "completion_tokens": 20, "total_tokens": 1020}
+        head = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
+        return JSONResponse({**head, "choices": [choice], "usage": usage})
 
-    async def _open(self, url: str) -> tuple[str, Image.Image]:
+    @staticmethod
+    def mark(pictures: Sequence[bytes]) -> str:
+        return hashlib.sha256(b"".join(hashlib.sha256(data).digest() for data in pictures)).hexdigest()
+
+    async def _open(self, url: str) -> tuple[str, bytes, Image.Image]:
         if url.startswith("data:image/"):
             data = base64.b64decode(url.partition("base64,")[2], validate=True)
             kind = url[:15]
@@ -110,7 +157,7 @@ class VisionServer:
             kind = "url"
         picture = Image.open(io.BytesIO(data))
         picture.load()
-        return kind, picture
+        return kind, data, picture
 
     def _penalties(self, pictures: list[tuple[str, Image.Image]]) -> dict[str, Any]:
         self.shown.append([(kind, picture.size) for kind, picture in pictures])
@@ -119,10 +166,39 @@ class VisionServer:
         return {"penalty_1": first, "penalty_2": second, "issues": "First model is paler."}
 
 
+class _Rude(Response):
+    """Announces a body, sends the given part of it, and hangs up."""
+
+    def __init__(self, part: bytes) -> None:
+        super().__init__()
+        self._part = part
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._part:
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"1000")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": self._part, "more_body": True})
+            await asyncio.sleep(0.01)
+        scope["transport"].abort()
+
+
+async def _slowly(seconds: float) -> AsyncIterator[bytes]:
+    """A body that is always on its way."""
+    for _ in range(int(seconds / 0.05)):
+        yield b" "
+        await asyncio.sleep(0.05)
+
+
 @contextmanager
-def serving(server: VisionServer) -> Iterator[VisionServer]:
+def serving(server: VisionServer, port: int = 0) -> Iterator[VisionServer]:
     config = uvicorn.Config(
-        server.app, port=0, log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=1
+        server.app,
+        port=port,
+        interface="asgi3",
+        log_level="critical",
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=1,
     )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)

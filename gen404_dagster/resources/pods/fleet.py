@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import IO, Any
@@ -26,18 +26,24 @@ from gen404_dagster.competition.audits import hopeless, prompts_to_check, succee
 from gen404_dagster.competition.limits import Limits
 from gen404_dagster.competition.models import GenerationResult, Hotkey, PodReport, PodStats, Results, Stem
 from gen404_dagster.errors import MinerFault, OperatorError, Unavailable
-from gen404_dagster.resources.pods.protocol import PodProvider, delete_pod, pod_prefix, sweep
+from gen404_dagster.resources.pods.arrivals import Arrival, Arrivals
+from gen404_dagster.resources.pods.protocol import Endpoint, PodProvider, delete_pod, pod_prefix, sweep
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 5.0
+POLL_SECONDS = 15.0
 """Longest pause between two looks at a pod that starts, in seconds."""
 HEALTH_SECONDS = 10.0
 """Longest wait for an answer to `GET /health`, in seconds."""
 HEALTH_TRIES = 3
 """Looks at a pod's health, after it broke a connection, before it is taken for dead."""
-ACCEPT_TRIES = 3
-"""Tries to store, render and measure one file before the regeneration stops as Unavailable."""
+LOST_LOOKS = 3
+"""Looks in a row at which a provider must not know a pod any more before it is taken for lost: its list may lag."""
+LOCK_MARGIN_SECONDS = 1.0
+"""A prompt stays locked so much longer than a request for it may last, in seconds: it is never at two pods at once."""
+ACCEPT_TRIES = 5
+"""Tries to store, render and measure one file before the regeneration stops as Unavailable; the pause between them
+begins with `download_retry_seconds` and doubles."""
 IN_MEMORY_BYTES = 4 * 1024**2
 """A file that arrives is kept on disk beyond so many bytes, in bytes."""
 
@@ -105,17 +111,21 @@ async def regenerate(
     progress: Progress = lambda done, total: None,
     resumed: Mapping[Stem, GenerationResult] | None = None,
     resumed_pods: PodReport | None = None,
+    arrivals: Arrivals | None = None,
     clock: Callable[[], float] = time.monotonic,
+    transport: httpx.AsyncBaseTransport | None = None,
 ) -> Regeneration:
     """Generate every prompt of the job on pods of its image, as often as the rules want it.
 
     `checkpoint` gets a prompt's best result so far, with the attempts it took, after each attempt; given back as
     `resumed`, it is not generated again. Raises Unavailable when something of ours failed (no provider has room, a
-    distance cannot be measured): that is never the miner's fault. No pod is left, whatever happens.
+    distance cannot be measured): that is never the miner's fault. `arrivals` keeps files until they are measured: those
+    that an earlier run could not measure come first, without a pod. No pod is left, whatever happens. `clock` and
+    `transport`: time and network, for tests that play hours in a second.
     """
     if not providers:
         raise OperatorError("no provider of pods is configured: set GPU_PROVIDERS")
-    fleet = _Fleet(job, providers, limits, prompt_picture, accept, checkpoint, progress, clock)
+    fleet = _Fleet(job, providers, limits, prompt_picture, accept, checkpoint, progress, arrivals, clock, transport)
     fleet.resume(resumed or {}, resumed_pods or {})
     return await fleet.run()
 
@@ -126,11 +136,11 @@ class _Pod:
 
     provider: PodProvider
     record: PodRecord
-    address: str
+    endpoint: Endpoint
     staging: asyncio.Lock = field(default_factory=asyncio.Lock)
     generating: asyncio.Lock = field(default_factory=asyncio.Lock)
     workers: set[asyncio.Task[None]] = field(default_factory=set)
-    collecting: set[asyncio.Task[None]] = field(default_factory=set)  # headers have arrived
+    collecting: set[asyncio.Task[None]] = field(default_factory=set)  # no longer wait for headers
     over: str | None = None  # why it takes no more prompts
     bad: bool = False
 
@@ -167,10 +177,13 @@ class _Fleet:
         accept: Accept,
         checkpoint: Checkpoint,
         progress: Progress,
+        arrivals: Arrivals | None,
         clock: Callable[[], float],
+        transport: httpx.AsyncBaseTransport | None,
     ) -> None:
-        self.job, self.providers, self.limits, self.clock = job, providers, limits, clock
+        self.job, self.providers, self.limits, self.clock, self.transport = job, providers, limits, clock, transport
         self.prompt_picture, self.accept, self.checkpoint, self.progress = prompt_picture, accept, checkpoint, progress
+        self.arrivals = arrivals
         self.prompts = Assignment(job.stems, limits, {})
         self.report: PodReport = {}
         self.next_index = 0
@@ -178,7 +191,7 @@ class _Fleet:
         self.attempts_left = limits.pod_attempts
         self.pods: dict[str, _Pod] = {}  # healthy ones
         self.deployed = False
-        self.no_room = ""  # why a provider gave no pod
+        self.no_room = ""  # why a provider gave no pod, or took one away
         self.change = asyncio.Event()
         self.pictures: dict[Stem, bytes] = {}
         self.picture_locks: defaultdict[Stem, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -203,6 +216,7 @@ class _Fleet:
     async def run(self) -> Regeneration:
         tasks: set[asyncio.Task[None]] = set()
         try:
+            await self._measure_arrivals()
             if not self._finished:
                 await self._sweep()  # what a killed run left behind
                 await self._supervise(tasks)
@@ -332,7 +346,7 @@ class _Fleet:
     async def _deploy(self, name: str, index: int) -> PodProvider:
         """Find a provider that gives the pod: each failed deployment moves on to the next one, after a pause."""
         limits = self.limits
-        reason, accepted = "", False
+        reason = ""
         for attempt in range(limits.pod_deploy_attempts):
             if attempt:
                 await asyncio.sleep(limits.pod_deploy_retry_seconds)
@@ -341,7 +355,6 @@ class _Fleet:
             try:
                 async with asyncio.timeout(limits.pod_visible_seconds):
                     await provider.deploy(name, self.job.image)
-                accepted = True
                 visible = await self._until(partial(provider.visible, name), limits.pod_visible_seconds)
                 if visible:
                     return provider
@@ -354,24 +367,30 @@ class _Fleet:
                 if not visible:
                     await _uninterrupted(delete_pod(provider, name))
             logger.info("pod %s: %s", name, reason)
-        if not accepted:
-            self.no_room = reason  # nobody even tried the image: no fault of the miner's
+        self.no_room = reason  # nobody even tried the image: no fault of the miner's
         raise _PodFailed(reason)
 
-    async def _warm_up(self, provider: PodProvider, name: str) -> str:
+    async def _warm_up(self, provider: PodProvider, name: str) -> Endpoint:
         """Wait until the image is healthy; a pod that ended, or takes too long, has failed and is not tried again."""
-        address = ""
+        endpoint: Endpoint | None = None
+        client: httpx.AsyncClient | None = None
+        lost = 0
 
         async def healthy() -> bool:
-            nonlocal address
-            if not await provider.visible(name):
+            nonlocal endpoint, client, lost
+            lost = 0 if await provider.visible(name) else lost + 1
+            if lost == LOST_LOOKS:
+                self.no_room = f"{provider.name} lost {name}"
                 raise _PodFailed(f"vanished from {provider.name} before it was healthy")
-            address = await provider.address(name) or ""
-            return bool(address) and await self._is_healthy(address)
+            if endpoint is None:
+                endpoint = await provider.endpoint(name)
+                client = await clients.enter_async_context(self._client(endpoint)) if endpoint else None
+            return client is not None and await self._is_healthy(client)
 
         try:
-            if await self._until(healthy, self.limits.pod_healthy_seconds):
-                return address
+            async with AsyncExitStack() as clients:
+                if await self._until(healthy, self.limits.pod_healthy_seconds) and endpoint is not None:
+                    return endpoint
         except MinerFault as fault:
             raise _PodFailed(f"{provider.name}: {fault}") from fault
         raise _PodFailed(f"not healthy within {self.limits.pod_healthy_seconds:g}s")
@@ -390,48 +409,47 @@ class _Fleet:
         except TimeoutError:
             return False
 
-    async def _is_healthy(self, address: str) -> bool:
+    async def _is_healthy(self, client: httpx.AsyncClient) -> bool:
         try:
-            async with (
-                asyncio.timeout(HEALTH_SECONDS),
-                self._client(address) as client,
-                client.stream("GET", "/health") as response,
-            ):
+            async with asyncio.timeout(HEALTH_SECONDS), client.stream("GET", "/health") as response:
                 return response.status_code == httpx.codes.OK
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
             return False
 
-    async def _is_dead(self, pod: _Pod) -> bool:
+    async def _is_dead(self, pod: _Pod, client: httpx.AsyncClient) -> bool:
+        lost = 0
         for left in reversed(range(HEALTH_TRIES)):
+            if await self._is_healthy(client):
+                return False
             try:
                 async with asyncio.timeout(HEALTH_SECONDS):
-                    if not await pod.provider.visible(pod.name):
-                        return True
+                    lost += not await pod.provider.visible(pod.name)
             except MinerFault:
                 return True
             except (Unavailable, TimeoutError):
                 pass  # the provider's trouble says nothing about the pod
-            if await self._is_healthy(pod.address):
-                return False
             if left:
                 await asyncio.sleep(min(POLL_SECONDS, self.limits.pod_healthy_seconds / 100))
+        if lost == HEALTH_TRIES:
+            self.no_room = f"{pod.provider.name} lost {pod.name}"
         return True
 
-    def _client(self, address: str) -> httpx.AsyncClient:
+    def _client(self, endpoint: Endpoint) -> httpx.AsyncClient:
         # A new connection for each request: a kept one that the image closes would look like a failure. No proxy: times
         # are measured. Redirects are not followed. Every wait has a bound of its own outside.
         return httpx.AsyncClient(
-            base_url=address,
+            base_url=endpoint.url,
             timeout=None,
             limits=httpx.Limits(max_keepalive_connections=0),
-            headers={"Accept-Encoding": "identity"},
+            headers={"Accept-Encoding": "identity", **endpoint.headers},
             trust_env=False,
             verify=_tls(),
+            transport=self.transport,
         )
 
     async def _work_on(self, pod: _Pod) -> None:
         """Several prompts in flight: one generates, one waits ready, the others arrive or are rendered."""
-        async with self._client(pod.address) as client:
+        async with self._client(pod.endpoint) as client:
             for _ in range(self.limits.pod_prompts_in_flight):
                 pod.workers.add(asyncio.create_task(self._work(pod, client)))
             try:
@@ -487,7 +505,7 @@ class _Fleet:
         fresh = stem not in self.prompts.results
         try:
             try:
-                if pod.over is not None or not self.prompts.renew(pod.name, stem, self.clock()):
+                if pod.over is not None or not self._hold(pod, stem):
                     return
                 request = client.build_request(
                     "POST",
@@ -499,24 +517,43 @@ class _Fleet:
                 response = await self._send(client, request)
                 seconds = self.clock() - sent
                 pod.collecting.add(worker)
+            except _RequestFailed as failed:
+                # Nothing more is sent meanwhile: a pod that may be dead must not cost other prompts an attempt.
+                await self._failed(pod, client, stem, failed, fresh)
+                return
             finally:
                 pod.generating.release()
+            self._hold(pod, stem)
             with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES) as file:
-                size = await self._collect(response, file)
-                await self._judge(pod, stem, file, size, seconds, fresh)
+                await self._collect(response, file)
+                self._hold(pod, stem)
+                await self._judge(pod, stem, file, seconds, fresh)
         except _RequestFailed as failed:
-            logger.info("pod %s, prompt %s: %s", pod.name, stem, failed)
-            dead = failed.broken and await self._is_dead(pod)
-            if failed.sent or not dead:  # a pod that is gone never saw the request: that costs no attempt
-                self._record(pod, stem, GenerationResult(), None, fresh)
-            if dead:
-                pod.end("does not answer")
+            await self._failed(pod, client, stem, failed, fresh)
         finally:
             pod.collecting.discard(worker)
             self.prompts.release(pod.name, stem)
             if self.prompts.is_done(stem):
                 self.pictures.pop(stem, None)
             self._notify()
+
+    async def _failed(
+        self, pod: _Pod, client: httpx.AsyncClient, stem: Stem, failed: _RequestFailed, fresh: bool
+    ) -> None:
+        """Count a failed attempt, and end the pod when it is dead."""
+        worker = asyncio.current_task()
+        assert worker is not None
+        pod.collecting.add(worker)  # the attempt counts, whoever ends the pod meanwhile
+        logger.info("pod %s, prompt %s: %s", pod.name, stem, failed)
+        dead = failed.broken and await self._is_dead(pod, client)
+        if failed.sent or not dead:  # a pod that is gone never saw the request: that costs no attempt
+            self._record(pod, stem, GenerationResult(), None, fresh)
+        if dead:
+            pod.end("does not answer")
+
+    def _hold(self, pod: _Pod, stem: Stem) -> bool:
+        """Lock the prompt for the next wait: for headers, for the file, for its preview. False: the pod has lost it."""
+        return self.prompts.renew(pod.name, stem, self.clock() + LOCK_MARGIN_SECONDS)
 
     async def _send(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
         """Send a request and wait for the response's headers."""
@@ -531,12 +568,14 @@ class _Fleet:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _RequestFailed(f"connection broke: {type(error).__name__}", broken=True) from error
 
-    async def _collect(self, response: httpx.Response, file: IO[bytes]) -> int:
-        """Read a response's file, bounded in bytes, silence and time. Returns its size in bytes."""
+    async def _collect(self, response: httpx.Response, file: IO[bytes]) -> None:
+        """Read a response's file, bounded in bytes, silence and time."""
         limits = self.limits
         size = 0
         try:
-            async with asyncio.timeout(limits.download_timeout_seconds), _closing(response):
+            # No longer than the prompt is locked: the file's time comes after that of the headers.
+            seconds = min(limits.download_timeout_seconds, limits.prompt_lock_seconds)
+            async with asyncio.timeout(seconds), _closing(response):
                 if response.status_code != httpx.codes.OK:
                     raise _RequestFailed(f"HTTP {response.status_code}")
                 if response.headers.get("content-encoding", "identity").lower() != "identity":
@@ -562,47 +601,83 @@ class _Fleet:
             raise Unavailable(f"no room for a temporary file: {error}") from error
         if not size:
             raise _RequestFailed("empty file")
-        return size
 
-    async def _judge(self, pod: _Pod, stem: Stem, file: IO[bytes], size: int, seconds: float, fresh: bool) -> None:
+    async def _judge(self, pod: _Pod, stem: Stem, file: IO[bytes], seconds: float, fresh: bool) -> None:
         """Store, render and measure a file, unless the prompt has a better result already."""
+        before = self.prompts.results.get(stem)
+        arrival = Arrival(stem, pod.name, seconds, before.attempts if before else 0)
+        if self.arrivals:
+            await asyncio.to_thread(self.arrivals.keep, arrival, file)
         async with self.accept_locks[stem], self.accepting:
-            best = self.prompts.results.get(stem)
-            if self.prompts.is_done(stem) or (best and succeeded(best) and best.generation_time <= seconds):
+            if self._is_beaten(stem, seconds):
                 # Not stored: it would replace the better one. The pod's time counts all the same.
                 self._record(pod, stem, GenerationResult(), seconds, fresh)
-                return
-            file.seek(0)
-            accepted = await self._accepted(stem, file.read())
-            if accepted.png is None:
-                self._record(pod, stem, GenerationResult(glb=accepted.glb, size=size), None, fresh)
-                return
-            result = GenerationResult(
-                glb=accepted.glb,
-                png=accepted.png,
-                generation_time=seconds,
-                size=size,
-                distance=accepted.distance or 0.0,
-            )
-            self._record(pod, stem, result, seconds, fresh)
+            else:
+                file.seek(0)
+                result = await self._measured(stem, file.read(), seconds)
+                self._record(pod, stem, result, seconds if succeeded(result) else None, fresh)
+        if self.arrivals:
+            self.arrivals.drop(arrival)
+
+    async def _measure_arrivals(self) -> None:
+        """Measure what an earlier run could not. The statistics of its pods end with that run."""
+        if self.arrivals is None:
+            return
+        for path in self.arrivals.pending():
+            found = await asyncio.to_thread(self.arrivals.read, path)
+            if found is None:
+                continue
+            arrival, glb = found
+            stem, best = arrival.stem, self.prompts.results.get(arrival.stem)
+            counted = arrival.attempts != (best.attempts if best else 0)  # killed after its checkpoint
+            if stem in self.prompts.prompts and not counted and not self._is_beaten(stem, arrival.seconds):
+                result = await self._measured(stem, glb, arrival.seconds)
+                standing = self.prompts.record(arrival.pod, stem, result)
+                if arrival.pod not in self.report:
+                    self.report[arrival.pod] = PodRecord(arrival.pod).stats(assignment.STOPPED)
+                if standing is not None:
+                    self.checkpoint(stem, standing, self.report[arrival.pod])
+                self.deployed = True
+            self.arrivals.drop(arrival)
+
+    def _is_beaten(self, stem: Stem, seconds: float) -> bool:
+        """Whether a file that took so long cannot improve its prompt's result."""
+        best = self.prompts.results.get(stem)
+        return self.prompts.is_done(stem) or (best is not None and succeeded(best) and best.generation_time <= seconds)
+
+    async def _measured(self, stem: Stem, glb: bytes, seconds: float) -> GenerationResult:
+        """What came of a file; without preview, and without time, when the renderer refused it."""
+        accepted = await self._accepted(stem, glb)
+        if accepted.png is None:
+            return GenerationResult(glb=accepted.glb, size=len(glb))
+        return GenerationResult(
+            glb=accepted.glb,
+            png=accepted.png,
+            generation_time=seconds,
+            size=len(glb),
+            distance=accepted.distance or 0.0,
+        )
 
     async def _accepted(self, stem: Stem, glb: bytes) -> Accepted:
         """The caller's `accept`, tried again when something of ours fails: a file is never taken unmeasured."""
+        pause, reason = self.limits.download_retry_seconds, ""
         for left in reversed(range(ACCEPT_TRIES)):
             try:
                 accepted = await self.accept(stem, glb)
                 measured = accepted.distance is not None and math.isfinite(accepted.distance)
                 if accepted.png is None or self.job.submitted is None or measured:
                     return accepted
-                raise Unavailable(f"distance of {self.job.hotkey} on {stem} could not be measured")
+                reason = "it is no number"
             except MinerFault as fault:
                 logger.info("%s on %s: %s", self.job.hotkey, stem, fault)
                 return Accepted(None, None)
-            except Unavailable:
-                if not left:
-                    raise
-                await asyncio.sleep(self.limits.download_retry_seconds)
-        raise AssertionError("the last try returns or raises")
+            except Unavailable as error:
+                reason = str(error)
+            logger.warning("%s on %s is not measured yet: %s", self.job.hotkey, stem, reason)
+            if left:
+                await asyncio.sleep(pause)
+                pause *= 2
+        raise Unavailable(f"distance of {self.job.hotkey} on {stem} could not be measured: {reason}")
 
     def _record(self, pod: _Pod, stem: Stem, result: GenerationResult, seconds: float | None, fresh: bool) -> None:
         best = self.prompts.results.get(stem)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gen404_dagster.errors import MinerFault, OperatorError, Unavailable
+from gen404_dagster.resources.pods.protocol import Endpoint
 
 GUARD = Path(__file__).with_name("guard.py")
 LOG_BYTES = 1024**2
@@ -82,9 +83,9 @@ class LocalPods:
             raise MinerFault(f"image ended with exit code {found.process.returncode}")
         return found is not None
 
-    async def address(self, pod: str) -> str | None:
+    async def endpoint(self, pod: str) -> Endpoint | None:
         found = self._pods.get(pod)
-        return f"http://127.0.0.1:{found.port}" if found else None
+        return Endpoint(f"http://127.0.0.1:{found.port}") if found else None
 
     async def delete(self, pod: str) -> None:
         found = self._pods.get(pod)
