@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKDIR ?= .gen404/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow ui lint format docs bench clean
+.PHONY: help setup demo test test-slow test-vlm ui stack lint format docs bench clean
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,11 +25,18 @@ demo: setup ## Play a whole round in the embedded world (WORKDIR=.gen404/demo)
 ui: setup ## Open the Dagster UI on a live embedded world: http://127.0.0.1:3000
 	$(BIN)/gen404 ui --workdir .gen404/ui
 
+stack: setup ## Play a round on what deploy/ starts, without docker (KEEP=1 goes on)
+	$(BIN)/gen404 stack $(if $(KEEP),--keep)
+
 test: setup ## Run the tests
 	$(BIN)/python -m pytest
 
 test-slow: setup ## Run the tests with their full counts
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest -m 'not vlm'
+
+test-vlm: setup ## Judge with a real server: OPENAI_BASE_URL, or llama.cpp's, compiled once
+	@test -n "$$OPENAI_BASE_URL" || $(BIN)/python -m tests.vlm.llama_server
+	$(BIN)/python -m pytest -m vlm tests/vlm
 
 lint: setup ## Check style and types
 	$(BIN)/ruff check .

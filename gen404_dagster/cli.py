@@ -13,9 +13,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from gen404_dagster.errors import Gen404Error, OperatorError
+from gen404_dagster.ops.command import ops
 from gen404_dagster.settings import load_settings
 
 app = typer.Typer(
@@ -24,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The 404-GEN competition (Bittensor subnet 17) as a Dagster pipeline. Start with `gen404 simulate`.",
 )
+
+app.add_typer(ops, name="ops")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 WorkdirOption = Annotated[Path, typer.Option(help="Folder of the embedded world and everything made in it.")]
@@ -130,60 +134,74 @@ def ui(
 
 
 @app.command()
+def stack(
+    workdir: WorkdirOption = Path(".gen404/stack"),
+    miners: MinersOption = 5,
+    prompts: PromptsOption = 6,
+    seed: SeedOption = 404,
+    keep: Annotated[bool, typer.Option(help="Go on after the round, until Ctrl-C.")] = False,
+    deploy: Annotated[Path, typer.Option(help="Folder of docker-compose.yaml.")] = Path("deploy"),
+) -> None:
+    """Start what the compose file starts, without docker, and let its daemon play a round of the embedded world.
+
+    PostgreSQL, SeaweedFS, code server, webserver and daemon, and the state repository over a socket. It ends when the
+    round has ended, and so does every process; the same command plays the next round.
+
+    Example: `gen404 stack --keep`
+    """
+    from gen404_dagster.stack import play
+
+    play(workdir, deploy, _parameters(seed, miners, prompts, None, None, None), keep, Console())
+
+
+@app.command()
 def render(
-    files: Annotated[list[Path], typer.Argument(help="GLB files.", exists=True, dir_okay=False)],
+    files: Annotated[
+        list[Path], typer.Argument(help="GLB, PLY and SPZ files, and folders that hold such files.", exists=True)
+    ],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="PNG file, or a folder for several. Default: beside each file."),
     ] = None,
-    backend: Annotated[str, typer.Option(help="Renderer backend.")] = "auto",
+    backend: Annotated[str | None, typer.Option(help="Renderer backend. Default: GEN404_RENDER_BACKEND.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Files rendered at once. Default: one a core.")] = None,
+    skip_existing: Annotated[bool, typer.Option(help="Leave pictures that are newer than their file.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Render 2x2 previews, exactly as a round does.
+    """Render 2x2 previews, exactly as a round does: within its limits, in processes of their own.
 
-    Example: `gen404 render model.glb -o preview.png`
+    Examples: `gen404 render model.glb -o preview.png`, `gen404 render models/ more.spz -o previews/ --jobs 4`
     """
-    from rich.progress import track
+    from gen404_dagster.batch import plan, render_files
 
-    from gen404_dagster.resources.renderer import Renderer
-
-    if output is not None and len(files) > 1 and output.suffix:
-        raise OperatorError(f"-o {output} is a file, but there are {len(files)} models: name a folder")
-    refused = 0
-    console = Console(stderr=True)
-    for file in track(files, "Rendering", console=console, disable=len(files) == 1, transient=True):
-        target = file.with_suffix(".png") if output is None else output
-        if output is not None and (output.is_dir() or not output.suffix):
-            output.mkdir(parents=True, exist_ok=True)
-            target = output / f"{file.stem}.png"
-        try:
-            picture = Renderer(backend).preview(file.read_bytes())
-        except Gen404Error as error:
-            refused += 1
-            console.print(f"{file}: refused: {error}", style="red", highlight=False)
-            continue
-        target.write_bytes(picture)
-        print(target)
-    raise typer.Exit(1 if refused else 0)
+    pictures = plan(files, output)
+    done = render_files(pictures, load_settings(), backend, jobs, skip_existing, quiet=as_json)
+    if as_json:
+        print(json.dumps([picture.as_json() for picture in done], indent=2))
+    for picture in done:
+        if picture.refused is not None:
+            print(f"{picture.file}: refused: {picture.refused}", file=sys.stderr)
+    raise typer.Exit(1 if any(picture.refused is not None for picture in done) else 0)
 
 
 @app.command()
 def distance(
-    first: Annotated[Path, typer.Argument(help="A picture.", exists=True, dir_okay=False)],
-    second: Annotated[Path, typer.Argument(help="A picture.", exists=True, dir_okay=False)],
+    first: Annotated[Path, typer.Argument(help="A picture, or a folder of pictures.", exists=True)],
+    second: Annotated[Path, typer.Argument(help="A picture, or a folder of pictures.", exists=True)],
     as_json: JsonFlag = False,
 ) -> None:
-    """Cosine distance of two pictures' embeddings: 0 same, 2 opposite.
+    """Cosine distance of two pictures' embeddings, 0 same, 2 opposite, and whether an audit would accept it.
 
-    Example: `gen404 distance submitted.png regenerated.png`
+    Of two folders, pictures of the same name without extension are compared.
+
+    Examples: `gen404 distance submitted.png regenerated.png`, `gen404 distance submitted/ regenerated/ --json`
     """
-    from gen404_dagster.resources.embedder import make_embedder
+    from gen404_dagster.distances import compare_folders, compare_pictures
 
-    embedder = make_embedder(load_settings())
-    value = _of_pictures(lambda: embedder.distance(first.read_bytes(), second.read_bytes()))
-    if as_json:
-        print(json.dumps({"distance": value, "model": embedder.name, "revision": embedder.revision}))
-    else:
-        print(f"{value:.6f}  {embedder.name} {embedder.revision}")
+    if first.is_dir() != second.is_dir():
+        raise OperatorError(f"{first} and {second}: name two pictures or two folders")
+    compare = compare_folders if first.is_dir() else compare_pictures
+    raise typer.Exit(0 if compare(load_settings(), first, second, as_json) else 1)
 
 
 def _of_pictures(work: Any) -> Any:
@@ -207,12 +225,17 @@ def judge(
     """
     from gen404_dagster.competition.duels import decide_by_penalties
     from gen404_dagster.resources.embedder import make_embedder
-    from gen404_dagster.resources.judge import Picture, judge_duel, make_judge
+    from gen404_dagster.resources.judge import DuelJudgement, Picture, judge_duel, make_judge
 
     settings = load_settings()
     chosen = make_judge(settings, make_embedder(settings))
     asked, first, second = (Picture.of(path.read_bytes()) for path in (prompt, left, right))
-    judged = _of_pictures(lambda: asyncio.run(judge_duel(chosen, asked, first, second, seed)))
+
+    async def ask() -> DuelJudgement:
+        async with chosen:
+            return await judge_duel(chosen, asked, first, second, seed, settings.judge_repeats)
+
+    judged = _of_pictures(lambda: asyncio.run(ask()))
     winner = decide_by_penalties(judged.left_penalty, judged.right_penalty, settings.limits)
     result = {
         "winner": str(winner),
@@ -252,7 +275,9 @@ def commitments(
         allow_http=settings.allow_private_network,
         max_chars=settings.limits.max_commitment_chars,
     )
-    refused = unreadable | collected.refused
+    refused = {
+        hotkey: "; ".join(filter(None, (why, unreadable.get(hotkey)))) for hotkey, why in collected.refused.items()
+    }
     submissions = {hotkey: entry.model_dump(mode="json") for hotkey, entry in collected.submissions.items()}
     if as_json:
         print(json.dumps({"submissions": submissions, "refused": refused}, indent=2))
@@ -264,7 +289,9 @@ def commitments(
         table.add_row(hotkey, str(entry.revealed_at_block), entry.repo, entry.commit[:10], entry.cdn_url)
     Console().print(table)
     for hotkey, reason in refused.items():
-        print(f"refused {hotkey}: {reason}")
+        print(f"refused {hotkey.encode('unicode_escape').decode()}: {reason}")
+    for group in collected.same_payload:
+        print(f"same payload: {', '.join(group)}")
 
 
 @app.command()
@@ -344,23 +371,41 @@ def replay(
 
 
 @app.command()
-def doctor(as_json: JsonFlag = False) -> None:
-    """Show what is configured, what answers, and what is missing.
+def doctor(
+    only: Annotated[
+        list[str] | None, typer.Option(help="Check only parts whose names begin so, e.g. judge. Repeatable.")
+    ] = None,
+    notify: Annotated[bool, typer.Option("--notify", help="Send a test message to each address.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Use each configured part once, for real, and say what works, what is missing and what to change.
 
-    Example: `GEN404_ENV_FILE=.gen404/simulation/gen404.env gen404 doctor`
+    It writes, fetches and deletes a probe object, pushes and deletes a probe branch, has a drawn duel judged, reads a
+    block and the commitments, lists pods. Exit code 1 when a round would stop.
+
+    Examples: `GEN404_ENV_FILE=.gen404/simulation/gen404.env gen404 doctor`, `gen404 doctor --only judge --only pods`
     """
-    from gen404_dagster.doctor import examine
+    from gen404_dagster.doctor import choose, examine
+    from gen404_dagster.doctor.checks import checks
 
-    findings = examine(load_settings())
+    try:
+        chosen = choose(checks(load_settings(), notify), only or [])
+    except ValueError as error:
+        raise OperatorError(str(error)) from error
+    with Console(stderr=True).status("") as status:
+        findings = examine(chosen, lambda waiting: status.update(f"Waiting for {', '.join(waiting)}"))
     if as_json:
         print(json.dumps([finding._asdict() for finding in findings], indent=2))
     else:
-        table = Table("part", "state", "detail")
+        table = Table("part", "state", "s", Column("detail", overflow="fold"))
         for finding in findings:
-            style = "green" if finding.good else "red"
-            table.add_row(finding.part, f"[{style}]{'ok' if finding.good else 'missing'}[/]", finding.detail)
+            style = "green" if finding.good else "red" if finding.needed else "dim"
+            state = "ok" if finding.good else "wrong" if finding.needed else "note"
+            table.add_row(finding.part, f"[{style}]{state}[/]", f"{finding.seconds:.1f}", escape(finding.detail))
         Console().print(table)
-    raise typer.Exit(0 if all(finding.good for finding in findings) else 1)
+    sys.stdout.flush()
+    # A check that hangs in a library must not keep this process: it is left where it is.
+    os._exit(0 if all(finding.good or not finding.needed for finding in findings) else 1)
 
 
 def main() -> None:

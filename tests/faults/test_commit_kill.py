@@ -15,12 +15,11 @@ STEPS = 40
 WORKER = """
 import sys
 from pathlib import Path
-from gen404_dagster.resources import state_repo
-from gen404_dagster.resources.state_repo import Change, StateRepository, Step
+from gen404_dagster.resources.state_repo import Change, StateRepository, Step, repository
 
-state_repo.DEAD_LOCK_SECONDS = 0.3  # a killed git process may leave the local remote's branch locked
+repository.DEAD_LOCK_SECONDS = 0.3  # a killed git process may leave the local remote's branch locked
 remote, mirror, steps = sys.argv[1:]
-with StateRepository(remote, Path(mirror)) as repository:
+with StateRepository(remote, Path(mirror)) as state:
     print("ready", flush=True)
     for number in range(int(steps)):
         def decide(head):
@@ -31,7 +30,7 @@ with StateRepository(remote, Path(mirror)) as repository:
             assert last == number - 1, f"step {number} is decided on {last}"
             files = {f"results/{number}/{part}.json": str(number) * 400 for part in "abc"}
             return Change({"state.json": str(number), **files}, f"Result {number}")
-        repository.commit(Step(1, "result", f"i{number}"), decide)
+        state.commit(Step(1, "result", f"i{number}"), decide)
 """
 
 
