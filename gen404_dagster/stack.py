@@ -422,8 +422,9 @@ def play(folder: Path, deploy: Path, parameters: WorldParameters, keep: bool, co
         _summarise(stack, world, repository.head(), played, console)
         if keep:
             console.print(f"Dagster UI    {stack.places.url('webserver')}  (Ctrl-C ends everything)", highlight=False)
-            while True:
-                _tick(stack, world)
+            with suppress(KeyboardInterrupt):
+                while True:
+                    _tick(stack, world)
 
 
 def _tick(stack: Stack, world: World) -> None:
