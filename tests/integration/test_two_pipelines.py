@@ -111,7 +111,8 @@ def test_two_pipelines_on_one_remote_commit_every_step_once_and_lose_nothing(
         told = [dict(line.split() for line in (home / "commits").read_text().splitlines()) for home in homes]
         log = set(git(world, "log", "--format=%H", "main").split())
         assert set(told[0]) & set(told[1]) == set()
-        assert all(told), "one of them did nothing"
+        # Whose commit wins is a race: one of them may win each, but both did the work.
+        assert all((home / "simulation.log").read_text().count('"start"') > 3 for home in homes)
         assert (set(told[0]) | set(told[1])) - log == set(), "a commit is lost"
         assert sorted([*told[0].values(), *told[1].values()]) == sorted(steps)
 
