@@ -51,20 +51,9 @@ ASSET_OF_STEP = {
     "finalize": "leader",
 }
 STATE_FILES: dict[str, TypeAdapter[Any]] = {
-    "config.json": models.CONFIG,
-    "state.json": models.STATE,
-    "leader.json": models.LEADERS,
-    "schedule.json": models.SCHEDULE,
-    "seed.json": models.SEED,
-    "submissions.json": models.SUBMISSIONS,
-    "builds.json": models.BUILDS,
-    "require_audit.json": models.AUDIT_REQUESTS,
-    "generation_audits.json": models.GENERATION_AUDITS,
-    "source_audit.json": models.SOURCE_AUDITS,
-    "winner.json": models.WINNER,
-    "submitted.json": models.RESULTS,
-    "generated.json": models.RESULTS,
-    "pod_stats.json": models.POD_STATS,
+    **models.ROOT_FILES,
+    **models.ROUND_FILES,
+    **models.HOTKEY_FILES,
     "duels.json": models.MATCH_REPORT,
 }
 

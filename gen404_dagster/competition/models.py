@@ -255,6 +255,24 @@ RESULTS = TypeAdapter(Results)
 POD_STATS = TypeAdapter(PodReport)
 MATCH_REPORT = TypeAdapter(MatchReport)
 
+# JSON files by name: at the root, of a round, of a hotkey in a round. Match reports are `duels_<left>.json`.
+ROOT_FILES: dict[str, TypeAdapter[Any]] = {"config.json": CONFIG, "state.json": STATE, "leader.json": LEADERS}
+ROUND_FILES: dict[str, TypeAdapter[Any]] = {
+    "schedule.json": SCHEDULE,
+    "seed.json": SEED,
+    "submissions.json": SUBMISSIONS,
+    "builds.json": BUILDS,
+    "require_audit.json": AUDIT_REQUESTS,
+    "generation_audits.json": GENERATION_AUDITS,
+    "source_audit.json": SOURCE_AUDITS,
+    "winner.json": WINNER,
+}
+HOTKEY_FILES: dict[str, TypeAdapter[Any]] = {
+    "submitted.json": RESULTS,
+    "generated.json": RESULTS,
+    "pod_stats.json": POD_STATS,
+}
+
 _ASCII_ONLY = (SUBMISSIONS, SEED)
 _STRING_OR_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|e\+')
 

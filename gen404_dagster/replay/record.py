@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from gen404_dagster.competition import models, paths
 from gen404_dagster.competition.limits import Limits
@@ -21,26 +21,6 @@ from gen404_dagster.replay.findings import Cell
 from gen404_dagster.resources.round_files import read_previous_prompts, read_round
 from gen404_dagster.resources.state_repo import Snapshot
 
-_ROUND_FILES: dict[str, TypeAdapter[Any]] = {
-    "schedule.json": models.SCHEDULE,
-    "seed.json": models.SEED,
-    "submissions.json": models.SUBMISSIONS,
-    "builds.json": models.BUILDS,
-    "require_audit.json": models.AUDIT_REQUESTS,
-    "generation_audits.json": models.GENERATION_AUDITS,
-    "source_audit.json": models.SOURCE_AUDITS,
-    "winner.json": models.WINNER,
-}
-_HOTKEY_FILES: dict[str, TypeAdapter[Any]] = {
-    "submitted.json": models.RESULTS,
-    "generated.json": models.RESULTS,
-    "pod_stats.json": models.POD_STATS,
-}
-_ROOT_FILES: dict[str, TypeAdapter[Any]] = {
-    paths.CONFIG: models.CONFIG,
-    paths.STATE: models.STATE,
-    paths.LEADERS: models.LEADERS,
-}
 _REPORT = re.compile(r"duels_[^/]+\.json")
 _TYPED_BY_PEOPLE = {"config.json", "leader.json", "schedule.json", "source_audit.json", "prompts.txt"}
 
@@ -87,20 +67,20 @@ class Record:
         self._cache.clear()
 
     def root_paths(self) -> list[str]:
-        return [path for path in (*_ROOT_FILES, paths.PROMPT_POOL) if self.files.exists(path)]
+        return [path for path in (*models.ROOT_FILES, paths.PROMPT_POOL) if self.files.exists(path)]
 
     def round_paths(self, number: int) -> list[str]:
         """Every state file of a round, its own first, then each hotkey's."""
         folder = paths.round_folder(number)
         own, nested = [], []
         for name in self.files.names(folder):
-            if name in _ROUND_FILES or name in ("prompts.txt", "matches_matrix.csv"):
+            if name in models.ROUND_FILES or name in ("prompts.txt", "matches_matrix.csv"):
                 own.append(f"{folder}/{name}")
             elif "." not in name:
                 nested += [
                     f"{folder}/{name}/{inner}"
                     for inner in self.files.names(f"{folder}/{name}")
-                    if inner in _HOTKEY_FILES or _REPORT.fullmatch(inner)
+                    if inner in models.HOTKEY_FILES or _REPORT.fullmatch(inner)
                 ]
         return own + nested
 
@@ -115,7 +95,12 @@ def _parse(path: str, text: str) -> Parsed:
             value = models.read_matrix(text)
             written = models.write_matrix(value)
         else:
-            adapter = _ROOT_FILES.get(path) or _ROUND_FILES.get(name) or _HOTKEY_FILES.get(name) or models.MATCH_REPORT
+            adapter = (
+                models.ROOT_FILES.get(path)
+                or models.ROUND_FILES.get(name)
+                or models.HOTKEY_FILES.get(name)
+                or models.MATCH_REPORT
+            )
             value = models.read_leaders(text) if adapter is models.LEADERS else models.read_json(adapter, text)
             written = models.write_json(adapter, value)
     except ValidationError as error:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class Rented:
 
 
 @dataclass
-class Cloud:
+class Cloud(ABC):
     """`full`: deployments that are refused. `lag`: seconds until a new pod is shown. `ghost`: seconds that a deleted pod
     stays in the list. `stubborn`: deletions that are answered well and not done. `slow`: seconds that a deployment takes to
     answer, after the pod was made. `down`: requests that fail with 500. `hang`: seconds every request waits."""
@@ -58,8 +59,9 @@ class Cloud:
     asked: list[tuple[str, str]] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
+    @abstractmethod
     def app(self) -> Any:
-        raise NotImplementedError
+        """The provider's API."""
 
     @property
     def alive(self) -> list[Rented]:
