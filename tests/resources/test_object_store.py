@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from threading import Barrier
 
 import dagster as dg
 import pytest
@@ -231,6 +232,7 @@ def test_facts_that_are_lost_or_of_another_file_are_computed_again(tmp_path: Pat
 WRITER = """
 import sys
 from pathlib import Path
+from threading import Barrier
 from gen404_dagster.resources.object_store import LocalObjectStore
 
 store = LocalObjectStore(Path(sys.argv[1]), "http://127.0.0.1:1")
@@ -261,6 +263,7 @@ def test_a_killed_writer_leaves_nothing_visible_and_is_swept(tmp_path: Path) -> 
 BUSY_WRITER = """
 import sys
 from pathlib import Path
+from threading import Barrier
 from gen404_dagster.resources.object_store import LocalObjectStore
 
 store = LocalObjectStore(Path(sys.argv[1]), "http://127.0.0.1:1")
@@ -360,19 +363,49 @@ def test_a_large_object_is_written_once_too(bucket: S3ObjectStore) -> None:
     assert bucket.stat(KEY) == replaced == StoredObject(KEY, PART + 1, hashlib.sha256(second).hexdigest(), "image/png")
 
 
-def test_racing_writers_of_parts_agree_on_one_object(bucket: S3ObjectStore) -> None:
-    def put(number: int) -> bytes | None:
-        data = bytes([number % 3]) * (PART + 10)
+@pytest.mark.parametrize("round_", range(6))
+def test_racing_writers_of_parts_agree_on_one_object(bucket: S3ObjectStore, round_: int) -> None:
+    together = Barrier(6)
+
+    def put(number: int) -> int | None:
         try:
-            bucket.put(KEY, data, GLB)
+            with bucket.writer(KEY, GLB) as sink:
+                sink.write(bytes([number % 3]) * (PART + 10))
+                together.wait()
         except ObjectExists:
             return None
-        return data
+        return number % 3
 
     with ThreadPoolExecutor(6) as pool:
-        winners = {data for data in pool.map(put, range(6)) if data is not None}
-    assert winners == {bucket.read(KEY)}
-    assert unfinished_uploads(bucket) == []
+        winners = {kind for kind in pool.map(put, range(6)) if kind is not None}
+    assert winners == {bucket.read(KEY)[0]}
+    assert unfinished_uploads(bucket) == claims(bucket) == []
+
+
+def test_the_claim_of_a_dead_writer_is_waited_for_and_then_taken(
+    bucket: S3ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (random.Random(seed).randbytes(PART + 1) for seed in (1, 2))
+    bucket.claim(KEY, hashlib.sha256(first).hexdigest())  # and killed before it ended its upload
+    monkeypatch.setattr(s3, "CLAIM_WAIT_SECONDS", 0.5)
+    with pytest.raises(Unavailable, match=f"{KEY}: another writer is about to store it"):
+        bucket.put(KEY, second, GLB)
+    assert bucket.stat(KEY) is None
+    assert len(claims(bucket)) == 1
+    stored = bucket.put(KEY, first, GLB)  # the same writer, started again
+    assert bucket.stat(KEY) == stored
+    assert claims(bucket) == []
+
+    bucket.delete(KEY)
+    bucket.claim(KEY, hashlib.sha256(first).hexdigest())
+    monkeypatch.setattr(s3, "CLAIM_SECONDS", -1)  # as old as that
+    assert bucket.put(KEY, second, GLB).sha256 == hashlib.sha256(second).hexdigest()
+    assert bucket.read(KEY) == second
+    assert claims(bucket) == unfinished_uploads(bucket) == []
+
+
+def claims(bucket: S3ObjectStore) -> list[str]:
+    return [entry["Key"] for entry in bucket.ask("list_objects_v2", Prefix=".claims/").get("Contents", ())]
 
 
 def test_a_lost_digest_is_computed_again_and_one_of_other_content_is_not_believed(bucket: S3ObjectStore) -> None:

@@ -8,12 +8,18 @@ What R2 and SeaweedFS both keep is used, and no more: `If-None-Match: *` on a pu
 size for all parts of an upload. An object in one piece has its SHA-256 as metadata. That of an upload in parts is known
 when the metadata is long written: it stands in an object of its own below `.facts/`, bound to the object's ETag; what is
 missing there is computed. https://developers.cloudflare.com/r2/api/s3/api/
+
+SeaweedFS (4.48) looks at the condition of an upload's end before it moves the object there, and not again: of writers
+that end their uploads at the same moment several are told that theirs is the object. The condition of a put it keeps. So
+a writer puts a claim below `.claims/` before it ends its upload. What remains open there is an object in one piece and
+one in parts that race for one key.
 """
 
 import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -47,8 +53,12 @@ ABANDONED_AFTER = timedelta(hours=1)
 TRIES = 5
 CONNECT_SECONDS, ANSWER_SECONDS = 10, 60
 CONNECTIONS = 32
+CLAIM_SECONDS = 600
+"""Age at which a claim is that of a dead writer: more than the tries to end an upload may take."""
+CLAIM_WAIT_SECONDS = 30
 
 _FACTS = ".facts/"
+_CLAIMS = ".claims/"
 _TAKEN = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _DROPPED = {"NoSuchUpload"}
@@ -187,8 +197,7 @@ class S3ObjectStore:
     def sweep(self, abandoned_after: timedelta = ABANDONED_AFTER) -> None:
         """End uploads that began so long ago, by the server's clock."""
         for page in self._pages("list_multipart_uploads", "KeyMarker", "UploadIdMarker"):
-            headers = page["ResponseMetadata"]["HTTPHeaders"]
-            now = parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(UTC)
+            now = _now(page)
             for upload in page.get("Uploads", ()):
                 if now - upload["Initiated"] >= abandoned_after:
                     with suppress(_Dropped):
@@ -207,11 +216,44 @@ class S3ObjectStore:
             fault = Unavailable(f"the object store at R2_ENDPOINT does not answer ({type(error).__name__})")
         raise fault  # outside of `except`: tracebacks are stored, and what a server says may repeat the key
 
+    def claim(self, key: str, sha256: str) -> None:
+        """Be the only content that may come to a key: returns when it is, or when the object is there.
+
+        Whoever has the same content shares the claim. Raises Unavailable while another holds it.
+        """
+        mine, place = sha256.encode(), _claim_key(key)
+        deadline = time.monotonic() + CLAIM_WAIT_SECONDS
+        while time.monotonic() < deadline:
+            if self._claimed(place, mine, {"IfNoneMatch": "*"}):
+                return
+            try:
+                found = self.ask("get_object", Key=place)
+                theirs = found["Body"].read(CHUNK_BYTES)
+            except (_Missing, HTTPError, BotoCoreError, OSError):  # released in this moment, or broken off
+                continue
+            dead = _now(found) - found["LastModified"] >= timedelta(seconds=CLAIM_SECONDS)
+            if theirs == mine or (dead and self._claimed(place, mine, {"IfMatch": found["ETag"]})) or self.exists(key):
+                return
+            time.sleep(0.2)
+        raise Unavailable(f"object {key}: another writer is about to store it")
+
+    def release(self, key: str) -> None:
+        """End the claim to an object that is there."""
+        with suppress(Gen404Error):  # then it dies of age
+            self.ask("delete_object", Key=_claim_key(key))
+
     def keep_digest(self, key: str, etag: str, sha256: str) -> None:
         """Remember the digest of an object that was stored in parts."""
         facts = json.dumps({"key": key, "etag": etag, "sha256": sha256}).encode()
         with suppress(Gen404Error):  # only saves computing it
             self.ask("put_object", Key=_facts_key(key), Body=facts, ContentType="application/json", **_md5(facts))
+
+    def _claimed(self, place: str, mine: bytes, condition: dict[str, str]) -> bool:
+        try:
+            self.ask("put_object", Key=place, Body=mine, ContentType="text/plain", **condition, **_md5(mine))
+        except (_Taken, _Missing):
+            return False
+        return True
 
     def _pages(self, operation: str, *markers: str, **parameters: object) -> Iterator[dict[str, Any]]:
         page: dict[str, Any] = {"IsTruncated": True}
@@ -332,6 +374,8 @@ class S3Writer:
             return stored
         if present is None:
             raise Unavailable(f"object {self.key}: its upload was dropped by the object store")
+        if self._upload is not None:
+            self._store.release(self.key)
         if (present.size, present.sha256) != (stored.size, stored.sha256):
             raise ObjectExists(f"object {self.key}: its place is taken by other content, and objects are written once")
         return present
@@ -339,6 +383,8 @@ class S3Writer:
     def _end_upload(self, stored: StoredObject) -> None:
         if self._buffer:
             self._send_part()
+        if self._condition:
+            self._store.claim(self.key, stored.sha256)
         etag = self._store.ask(
             "complete_multipart_upload",
             Key=self.key,
@@ -347,6 +393,8 @@ class S3Writer:
             **self._condition,
         )["ETag"]
         self._upload = None
+        if self._condition:
+            self._store.release(self.key)
         self._store.keep_digest(self.key, etag, stored.sha256)
 
     def _send_part(self) -> None:
@@ -384,6 +432,16 @@ class _Dropped(Exception):
 
 def _facts_key(key: str) -> str:
     return f"{_FACTS}{hashlib.sha256(key.encode()).hexdigest()}.json"
+
+
+def _claim_key(key: str) -> str:
+    return f"{_CLAIMS}{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def _now(answer: dict[str, Any]) -> datetime:
+    """Time of an answer by the server's clock."""
+    headers = answer["ResponseMetadata"]["HTTPHeaders"]
+    return parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(UTC)
 
 
 def _md5(data: bytes | bytearray) -> dict[str, str]:
