@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gpu_kernels.splats import Splats
 
 # Identifies the picture's definition: changes whenever an unchanged file would give other pixels.
-RENDERER_VERSION = "2"
+RENDERER_VERSION = "3"
 
 __all__ = [
     "RENDERER_VERSION",

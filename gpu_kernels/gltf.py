@@ -57,6 +57,8 @@ _HARMLESS = (
     "KHR_node_visibility",
     "EXT_texture_webp",
 )
+# Nor is this harmless: the public renderer converts such a material, and draws it instead of the metallic-roughness one.
+_OTHER_MODEL = "KHR_materials_pbrSpecularGlossiness"
 _IMAGE_EXTENSIONS = ("KHR_texture_basisu", "MSFT_texture_dds")
 
 
@@ -160,14 +162,18 @@ class _Reader:
         return np.maximum(scaled, np.float32(-1))
 
     def colours(self, primitive: Primitive) -> Floats | None:
-        """[V, 4] vertex colours clipped to 0..1, opaque where the file has three components."""
+        """[V, 4] vertex colours clipped to 0..1 and rounded to n / 255, as the public renderer holds them.
+
+        Opaque where the file has three components.
+        """
         colours = self.attribute(primitive, "COLOR_0", (3, 4))
         if colours is None:
             return None
         if not np.isfinite(colours).all():
             raise UnreadableModel("COLOR_0 has values that are not finite numbers")
         clipped = np.ones((len(colours), 4), np.float32)
-        np.clip(colours, np.float32(0), np.float32(1), out=clipped[:, : colours.shape[1]])
+        levels = np.rint(colours.clip(np.float32(0), np.float32(1)) * np.float32(255))
+        np.divide(levels, np.float32(255), out=clipped[:, : colours.shape[1]])
         return clipped
 
     def accessor(self, number: int) -> NDArray[np.generic]:
@@ -246,6 +252,8 @@ class _Reader:
         if primitive.material is None:
             return None
         material = _at(self.document.materials, primitive.material, "material")
+        if _OTHER_MODEL in material.extensions:
+            raise UnreadableModel(f"uses {_OTHER_MODEL}")
         surface = material.pbrMetallicRoughness
         red, green, blue, alpha = (round(255 * min(max(factor, 0.0), 1.0)) / 255 for factor in surface.baseColorFactor)
         emissive = tuple(min(max(factor, 0.0), 1.0) for factor in material.emissiveFactor)

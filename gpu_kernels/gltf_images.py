@@ -3,8 +3,8 @@
 Belongs here: PNG, JPEG and WebP, and the limits on their size. An image is opened first, which reads its header only, and
 decoded later, on any thread.
 Does not: which image a material uses (`gltf`), colour spaces and filtering (the kernels).
-A texture holds what Pillow decodes, because the public renderer shows that; `png` does the same in half the time for the
-plain kind of PNG.
+A texture holds what Pillow decodes, because the public renderer shows that, but for a colour key (tRNS) of grey and RGB,
+which that does not look at; `png` does the same in half the time for the plain kind of PNG.
 """
 
 import io
@@ -79,4 +79,6 @@ def _decode(picture: "Image") -> Texture:
         if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
             grey = (np.asarray(picture, np.int32) >> 8).clip(0, 255).astype(np.uint8)
             return np.ascontiguousarray(np.stack([grey, grey, grey, np.full_like(grey, 255)], axis=-1))
+        if picture.mode != "P":
+            picture.info.pop("transparency", None)  # one colour said to be clear: the public renderer draws it
         return np.ascontiguousarray(np.asarray(picture.convert("RGBA"), np.uint8))

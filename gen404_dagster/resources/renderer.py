@@ -24,7 +24,7 @@ class Renderer:
 
     @property
     def choice(self) -> str:
-        """Who draws, and why: "version 2, cpu: chosen by auto ...". Empty until a worker is ready."""
+        """Who draws, and why: "version 3, cpu: chosen by auto ...". Empty until a worker is ready."""
         reasons: dict[str, list[str]] = {}
         for kind, reason in self.workers.chosen.items():
             reasons.setdefault(reason, []).append(kind)

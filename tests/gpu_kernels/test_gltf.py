@@ -301,14 +301,22 @@ def test_a_png_texture_is_in_every_bit_what_pillow_decodes(
     np.testing.assert_array_equal(texture, expected)
 
 
-@pytest.mark.parametrize(
-    "chunk", [(b"tRNS", bytes(6)), (b"sBIT", b"\5\6\5"), (b"bKGD", bytes(6)), (b"tEXt", b"Software\0x")]
-)
+@pytest.mark.parametrize("chunk", [(b"sBIT", b"\5\6\5"), (b"bKGD", bytes(6)), (b"tEXt", b"Software\0x")])
 def test_a_png_with_further_chunks_is_what_pillow_decodes(chunk: tuple[bytes, bytes]) -> None:
     rows = (b"\0" + bytes(range(12))) * 4
     data = png(png_header(4, 4), chunk, (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     texture = load_glb(write_glb(CORNERS, SQUARE, uv=UV, base_colour_png=data)).material.base_colour_texture
     np.testing.assert_array_equal(texture, np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")))
+
+
+@pytest.mark.parametrize(("colour", "key"), [(2, bytes(6)), (0, bytes(2))], ids=["RGB", "grey"])
+def test_a_colour_that_a_png_calls_clear_is_drawn(colour: int, key: bytes) -> None:
+    """As the public renderer draws it; only a palette's clear colours, and alpha, let something show through."""
+    rows = (b"\0" + bytes(12 if colour == 2 else 4)) * 4
+    data = png(png_header(4, 4, colour=colour), (b"tRNS", key), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    texture = load_glb(write_glb(CORNERS, SQUARE, uv=UV, base_colour_png=data)).material.base_colour_texture
+    assert texture is not None
+    assert (texture == (0, 0, 0, 255)).all()
 
 
 def test_rows_that_a_png_lacks_are_what_pillow_makes_of_them() -> None:
@@ -354,8 +362,8 @@ def test_webp_textures_are_found_through_their_extension(textured: bytes) -> Non
     assert (texture == 255).all()
 
 
-def test_colours_of_three_components_are_opaque() -> None:
-    colours = [[0.25, 0.5, 2.0, 0.0]] * 4
+def test_colours_of_three_components_are_opaque_and_all_are_held_in_bytes() -> None:
+    colours = [[0.01, 0.5, 2.0, 0.0]] * 4
 
     def edit(document: Document) -> None:
         number = document["meshes"][0]["primitives"][0]["attributes"]["COLOR_0"]
@@ -364,7 +372,7 @@ def test_colours_of_three_components_are_opaque() -> None:
         view["byteStride"] = 16
 
     mesh = load_glb(change(write_glb(CORNERS, SQUARE, colours=colours, base_colour=None), edit))
-    np.testing.assert_array_equal(mesh.colours, np.array([[0.25, 0.5, 1.0, 1.0]] * 4, np.float32))
+    np.testing.assert_array_equal(mesh.colours, np.array([[3, 128, 255, 255]] * 4, np.float32) / np.float32(255))
 
 
 @pytest.mark.shared
@@ -427,6 +435,10 @@ REFUSED_EDITS: list[tuple[str, Callable[[Document], Any]]] = [
         for name in ("EXT_meshopt_compression", "KHR_meshopt_compression", "KHR_texture_basisu", "MPEG_media")
     ),
     ("uses KHR_texture_basisu", lambda d: d.update(textures=[{"extensions": {"KHR_texture_basisu": {"source": 0}}}])),
+    (
+        "uses KHR_materials_pbrSpecularGlossiness",
+        lambda d: d["materials"][0].update(extensions={"KHR_materials_pbrSpecularGlossiness": {}}),
+    ),
     ("draws a triangle strip", edit_primitive(mode=5)),
     ("draws mode 99", edit_primitive(mode=99)),
     ("no POSITION", edit_primitive(attributes={})),
