@@ -56,6 +56,8 @@ def plan(files: Sequence[Path], output: Path | None) -> list[Picture]:
         else:
             found[file] = Path(file.name)
     if output is not None and output.suffix and not output.is_dir():
+        if output.suffix.lower() in SUFFIXES:  # what `-o *.glb` makes of a folder's first model
+            raise OperatorError(f"-o {output} is the name of a model, not of a picture")
         if len(found) > 1 or any(file.is_dir() for file in files):
             raise OperatorError(f"-o {output} is a file, but there may be several models: name a folder")
         return [Picture(next(iter(found)), output)]
@@ -81,7 +83,7 @@ def render_files(
 ) -> list[Picture]:
     """Make the pictures, in any order; returns them in theirs. Prints each path when it is made, unless quiet.
 
-    Raises OperatorError or Unavailable when none can be made.
+    Raises OperatorError or Unavailable when none can be made, or one cannot be written.
     """
     due = [picture for picture in pictures if not (skip_existing and _up_to_date(picture))]
     count = min(jobs or len(os.sched_getaffinity(0)), len(due))
@@ -113,14 +115,21 @@ def render_files(
 
 
 def _render(picture: Picture, renderer: Renderer, max_bytes: int) -> Picture:
-    if picture.file.stat().st_size > max_bytes:
-        return replace(picture, refused=f"larger than {max_bytes / 1024**2:.1f} MiB")
     try:
-        drawn = renderer.draw(picture.file.read_bytes())
+        if picture.file.stat().st_size > max_bytes:
+            return replace(picture, refused=f"larger than {max_bytes / 1024**2:.1f} MiB")
+        model = picture.file.read_bytes()
+    except OSError as error:
+        return replace(picture, refused=f"cannot be read: {error.strerror}")
+    try:
+        drawn = renderer.draw(model)
     except MinerFault as fault:
         return replace(picture, refused=str(fault))
-    picture.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(picture.output, drawn.png)
+    try:
+        picture.output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(picture.output, drawn.png)
+    except OSError as error:
+        raise OperatorError(f"{picture.output} cannot be written: {error.strerror}") from error
     return replace(picture, seconds=round(sum(drawn.seconds.values()), 4), backend=drawn.backend)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen404_dagster.batch import Picture, plan
+from gen404_dagster.batch import Picture, plan, render_files
 from gen404_dagster.errors import OperatorError
+from gen404_dagster.settings import Settings
 from gpu_kernels import Splats, write_glb
 from gpu_kernels.ply import write_ply
 from gpu_kernels.spz import write_spz
@@ -87,6 +88,27 @@ def test_a_backend_that_is_not_there_is_a_one_line_error(models: Path) -> None:
     assert done.stderr.startswith("gen404: ")
     assert "abacus" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_picture_that_cannot_be_written_is_a_one_line_error(models: Path) -> None:
+    done = gen404("render", str(models / "one.glb"), "-o", str(models / "notes.txt" / "one.png"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("gen404: ")
+    assert "notes.txt/one.png cannot be written" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_read_costs_only_itself(models: Path) -> None:
+    gone, there = (Picture(models / name, models / f"{name}.png") for name in ("gone.glb", "one.glb"))
+    refused, made = render_files([gone, there], Settings(), "cpu", 1, skip_existing=False, quiet=True)
+    assert refused.refused is not None
+    assert refused.refused.startswith("cannot be read")
+    assert made.refused is None
+
+
+def test_a_model_is_never_overwritten(models: Path) -> None:
+    with pytest.raises(OperatorError, match="name of a model"):
+        plan([models / "one.ply"], models / "one.glb")
 
 
 def test_pictures_never_share_a_place(models: Path, tmp_path: Path) -> None:
