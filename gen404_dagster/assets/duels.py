@@ -32,7 +32,7 @@ from gen404_dagster.competition.models import (
 )
 from gen404_dagster.competition.stages import RoundState, token
 from gen404_dagster.competition.timeline import Pair
-from gen404_dagster.errors import JudgeUnavailable
+from gen404_dagster.errors import JudgeUnavailable, OperatorError
 from gen404_dagster.partitions import across
 from gen404_dagster.resources.cdn import Downloads
 from gen404_dagster.resources.configured import (
@@ -182,7 +182,8 @@ class DuelPictures:
 
     async def preview(self, url: str) -> bytes:
         key = self._store.key_of(url)
-        assert key is not None, f"{url} is not in the store"
+        if key is None:
+            raise OperatorError(f"preview {url} is not in the store: set CDN_URL to what the round's files name")
         return await asyncio.to_thread(self._store.read, key)
 
 

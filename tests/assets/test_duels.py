@@ -96,8 +96,8 @@ class Round:
 
     def run(self, asset: Any, **values: Any) -> dg.ExecuteInProcessResult:
         settings = Settings(
-            data=self.folder / "data", state_repo=str(self.remote), CDN_URL=BASE, judge="openai",
-            OPENAI_BASE_URL=self.server.base_url, OPENAI_API_KEY="key", **values,
+            data=self.folder / "data", state_repo=str(self.remote), judge="openai",
+            OPENAI_BASE_URL=self.server.base_url, OPENAI_API_KEY="key", **{"CDN_URL": BASE, **values},
         )  # fmt: skip
         with dg.DagsterInstance.ephemeral() as instance:
             instance.add_dynamic_partitions("round", ["0"])
@@ -183,6 +183,14 @@ def test_an_unavailable_judge_leaves_the_match_open_and_keeps_what_was_judged(ro
     play_qualification(round_)
     assert set(round_.server.arrived.values()) == {1}
     assert len(round_.log()) == 7
+
+
+def test_previews_of_another_store_are_the_operators_to_mend(round_: Round) -> None:
+    result = round_.run(duels.match_matrix, CDN_URL="http://127.0.0.1:9/elsewhere")
+    assert not result.success
+    assert "OperatorError: preview http://127.0.0.1:9/store/rounds/0/leader/" in failure(result)
+    assert "set CDN_URL" in failure(result)
+    assert round_.server.arrived.total() == 0
 
 
 def test_a_price_makes_the_cost_of_judging_known(round_: Round) -> None:

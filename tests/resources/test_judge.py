@@ -248,12 +248,36 @@ def test_pictures_go_as_data_when_only_this_machine_can_read_them(
 
 
 @pytest.mark.parametrize(
-    "address", ["", "vlm.test", "ftp://vlm.test", "http://user:word@vlm.test/v1", "http://a/v1?k=1"]
+    "address",
+    [
+        "",
+        "vlm.test",
+        "ftp://vlm.test",
+        "http://user:word@vlm.test/v1",
+        "http://a/v1?k=1",
+        "http://[::1/v1",
+        "http://a:70000/v1",
+        "http://a:port/v1",
+        "http://a/\x01v1",
+    ],
 )
 def test_an_unusable_address_is_refused_by_name(embedder: EfficientNetEmbedder, address: str) -> None:
     with pytest.raises(OperatorError, match="OPENAI_BASE_URL") as refused:
         make_judge(settings(openai_base_url=address), embedder)
     assert "word" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["sk-word\nsk-other", "sk-w\x00rd", "sk-wörd"])
+def test_a_key_that_no_header_carries_is_refused_unseen(embedder: EfficientNetEmbedder, key: str) -> None:
+    with pytest.raises(OperatorError, match="OPENAI_API_KEY holds a line break") as refused:
+        make_judge(settings(openai_api_key=SecretStr(key)), embedder)
+    assert "sk-" not in str(refused.value)
+
+
+def test_a_key_is_sent_as_it_is(embedder: EfficientNetEmbedder) -> None:
+    judge = make_judge(settings(openai_api_key=SecretStr(" YWJjZGVm/w/ ")), embedder)
+    assert isinstance(judge, OpenAIJudge)
+    assert judge._client("http://vlm.test:8000/v1").api_key == "YWJjZGVm/w/"
 
 
 def test_several_endpoints_share_a_key_or_have_one_each(embedder: EfficientNetEmbedder) -> None:

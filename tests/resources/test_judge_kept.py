@@ -8,8 +8,9 @@ from typing import Self
 
 import pytest
 
+from gen404_dagster.errors import Unavailable
 from gen404_dagster.resources.journal import Journal
-from gen404_dagster.resources.judge import JudgeAnswer, Picture, Question, Reply
+from gen404_dagster.resources.judge import DuelJudgement, JudgeAnswer, Picture, Question, Reply, judge_duel
 from gen404_dagster.resources.judge.kept import KeptJudge, object_key
 from gen404_dagster.resources.object_store import LocalObjectStore
 
@@ -176,7 +177,50 @@ def test_of_two_runs_that_ask_at_a_time_the_first_stored_reply_counts(shelf: She
     assert inner.asked == 2
     assert one == other
     key = question.key("counting-1")
-    assert first.journalled(key) == second.journalled(key) == one
+    assert first.journalled(key) == second.journalled(key) == (one, True)
+
+
+def away(*_: object, **__: object) -> None:
+    raise Unavailable("the store is away")
+
+
+def ask_without_a_store(kept: KeptJudge, shelf: Shelf, question: Question) -> None:
+    with pytest.MonkeyPatch.context() as outage:
+        outage.setattr(shelf.store, "put", away)
+        with pytest.raises(Unavailable, match="is away"):
+            penalty(kept, question)
+
+
+def test_what_the_store_did_not_take_is_stored_later_without_being_asked_again(shelf: Shelf) -> None:
+    question = Question(PROMPT, LEFT, RIGHT, 5)
+    inner = Counting()
+    ask_without_a_store(shelf.kept(inner), shelf, question)
+    assert list(shelf.store.list("judge/")) == []
+    again = shelf.kept(inner)
+    assert [penalty(again, question), penalty(again, question)] == [1, 1]
+    assert (inner.asked, again.asked, again.remembered) == (1, 0, 2)
+    lost = shelf.kept(inner, "lost")
+    assert (penalty(lost, question), lost.asked) == (1, 0)
+
+
+def test_an_answer_that_was_not_stored_yields_to_one_that_was(shelf: Shelf) -> None:
+    question = Question(PROMPT, LEFT, RIGHT, 5)
+    inner = Counting()
+    ask_without_a_store(shelf.kept(inner, "first"), shelf, question)
+    assert penalty(shelf.kept(inner, "second"), question) == 2
+    assert penalty(shelf.kept(inner, "first"), question) == 2
+
+
+def test_copies_are_asked_about_once(shelf: Shelf) -> None:
+    """Two miners with the same file: their duel is one question in both orders, and so are their duels with others."""
+    inner = Counting()
+    kept = shelf.kept(inner)
+
+    async def duels() -> list[DuelJudgement]:
+        return await asyncio.gather(*[judge_duel(kept, PROMPT, LEFT, LEFT, 5) for _ in range(3)])
+
+    assert {judged.left_penalty - judged.right_penalty for judged in asyncio.run(duels())} == {0.0}
+    assert (inner.asked, kept.asked, kept.remembered) == (1, 1, 5)
 
 
 def test_a_namespace_does_not_know_the_answers_of_another(shelf: Shelf) -> None:

@@ -1,7 +1,6 @@
 """Matches: many are judged at a time, each ends in its turn, and one that cannot be won may be left early."""
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Self, TypeVar
 
@@ -13,13 +12,14 @@ from gen404_dagster.competition.models import DuelWinner, GenerationResult, Resu
 from gen404_dagster.errors import JudgeUnavailable
 from gen404_dagster.resources.judge import JudgeAnswer, Question, Reply
 from gen404_dagster.resources.judge.match import Ahead, Played, Player, Table
+from tests.virtual_time import run_virtually
 
 T = TypeVar("T")
 LEADER, PAIRS = "leader", [("leader", f"5{letter}") for letter in "ABCDEF"]
 
 
 def run(story: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(asyncio.wait_for(story, 30))
+    return run_virtually(story)[0]
 
 
 class Scripted:
@@ -181,9 +181,7 @@ def test_matches_end_in_canonical_order_and_the_judge_stays_busy() -> None:
     """Six small matches, with a commit after each: as fast as the judge allows, not as one after the other."""
     tables = {pair: table(pair[1], "rld" * 3) for pair in PAIRS}
     judge = Scripted(at_once=32, seconds=lambda question: 0.1)
-    began = time.monotonic()
-    done = run(play_all(judge, tables))
-    took = time.monotonic() - began
+    done, took = run_virtually(play_all(judge, tables))
     assert [right for right, _ in done] == [right for _, right in PAIRS]
     assert judge.peak == 32
     ideal = 0.1 * (6 * 9 * 2 / 32)

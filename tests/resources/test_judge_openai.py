@@ -6,6 +6,7 @@ import logging
 import socket
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import numpy as np
@@ -82,7 +83,7 @@ def server(running: VisionServer) -> VisionServer:
 @pytest.fixture
 def judge_of(server: VisionServer) -> Callable[..., OpenAIJudge]:
     def make(**options: Any) -> OpenAIJudge:
-        given = {"as_urls": False, "timeout_seconds": 5.0, "waits": (0.01, 0.03)} | options
+        given = {"as_urls": False, "timeout_seconds": 30.0, "waits": (0.01, 0.03)} | options
         urls = given.pop("base_urls", [server.base_url])
         return OpenAIJudge(urls, [given.pop("key", KEY)] * len(urls), "tiny-vlm", **given)
 
@@ -196,6 +197,17 @@ def test_nonsense_is_asked_again_once_and_then_told_from_silence(
     assert len(server.asked) == 4
 
 
+@pytest.mark.parametrize("code", ["content_filter", "content_policy_violation"])
+def test_a_question_blocked_for_its_pictures_is_refused_and_no_outage(
+    server: VisionServer, judge_of: Callable[..., OpenAIJudge], code: str
+) -> None:
+    server.plan = [f"blocked {code}", "good"]
+    assert answer(judge_of(), asked()) == EXPECTED
+    server.plan = [f"blocked {code}"] * 2
+    (reply,) = ask(judge_of(), asked())
+    assert (reply.answer, reply.fault, reply.calls) == (None, "tiny-vlm: it refused to answer", 2)
+
+
 def test_long_issues_are_cut_and_made_printable(server: VisionServer, judge_of: Callable[..., OpenAIJudge]) -> None:
     server.plan = ["long"]
     issues = answer(judge_of(), asked()).issues
@@ -205,45 +217,68 @@ def test_long_issues_are_cut_and_made_printable(server: VisionServer, judge_of: 
 
 @pytest.mark.parametrize(
     "trouble",
-    ["status 500", "status 503", "status 408", "status 429", "page", "broken", "error", "reset", "half", "trickle 3"],
+    [
+        "status 500",
+        "status 503",
+        "status 408",
+        "status 429",
+        "page",
+        "broken",
+        "abyss",
+        "error",
+        "reset",
+        "half",
+        "trickle 3",
+    ],
 )
 def test_a_server_in_trouble_is_asked_three_times(
     server: VisionServer, judge_of: Callable[..., OpenAIJudge], trouble: str
 ) -> None:
+    patience = {"timeout_seconds": 1.0} if trouble.startswith("trickle") else {}
     server.plan = [trouble, trouble]
-    (reply,) = ask(judge_of(timeout_seconds=0.5), asked())
+    (reply,) = ask(judge_of(**patience), asked())
     assert (reply.answer, reply.calls) == (EXPECTED, 3)
     assert len(server.asked) == 3
     server.plan = [trouble] * 3
     with pytest.raises(JudgeUnavailable, match=r"tiny-vlm at http://127.*3 tries"):
-        answer(judge_of(timeout_seconds=0.5), asked())
+        answer(judge_of(**patience), asked())
     assert len(server.asked) == 6
 
 
 def test_retry_after_is_respected_and_bounded(server: VisionServer, judge_of: Callable[..., OpenAIJudge]) -> None:
     server.plan = ["busy 0.4"]
     assert answer(judge_of(waits=(0.0, 0.0)), asked()) == EXPECTED
-    assert 0.4 <= server.times[1] - server.times[0] < 3
+    assert server.times[1] - server.times[0] >= 0.4
     server.plan = ["busy 86400"]
     assert answer(judge_of(longest_wait=0.2), asked()) == EXPECTED
-    assert 0.2 <= server.times[3] - server.times[2] < 3
+    assert 0.2 <= server.times[3] - server.times[2] < 60
     server.plan = ["busy Wed, 21 Oct 2099 07:28:00 GMT", "busy soon", "good"]
     assert answer(judge_of(longest_wait=0.2), asked()) == EXPECTED
-    assert 0.2 <= server.times[5] - server.times[4] < 3
+    assert 0.2 <= server.times[5] - server.times[4] < 60
+
+
+def test_a_short_retry_after_does_not_use_up_the_tries_in_a_moment(
+    server: VisionServer, judge_of: Callable[..., OpenAIJudge]
+) -> None:
+    server.plan = ["busy 0", "busy 0.01"]
+    assert answer(judge_of(waits=(0.3, 0.6)), asked()) == EXPECTED
+    first, second = np.diff(server.times)
+    assert first >= 0.27
+    assert second >= 0.54
 
 
 def test_waits_grow_between_tries(server: VisionServer, judge_of: Callable[..., OpenAIJudge]) -> None:
     server.plan = ["status 502", "status 502"]
-    answer(judge_of(waits=(0.2, 0.6)), asked())
+    answer(judge_of(waits=(0.1, 1.2)), asked())
     first, second = np.diff(server.times)
-    assert 0.18 <= first < second
-    assert second >= 0.54
+    assert 0.09 <= first < second
+    assert second >= 1.08
 
 
 def test_a_hanging_server_is_left_after_the_timeout(server: VisionServer, judge_of: Callable[..., OpenAIJudge]) -> None:
-    server.plan = ["hang 2", "good"]
-    assert answer(judge_of(timeout_seconds=0.5), asked()) == EXPECTED
-    server.plan = ["hang 2"] * 3
+    server.plan = ["hang 20", "good"]
+    assert answer(judge_of(timeout_seconds=1.0), asked()) == EXPECTED
+    server.plan = ["hang 20"] * 3
     with pytest.raises(JudgeUnavailable, match=r"no answer within 0\.3 s \(3 tries\)"):
         answer(judge_of(timeout_seconds=0.3), asked())
 
@@ -303,7 +338,7 @@ def test_a_reply_says_what_was_said_what_it_took_and_who_answered(
     assert '"penalty_2": 7' in reply.raw[1]
     assert (reply.prompt_tokens, reply.completion_tokens, reply.calls) == (2000, 40, 3)
     assert reply.endpoint == server.base_url
-    assert 0.2 <= reply.seconds < 2
+    assert 0.2 <= reply.seconds < 30
 
 
 def test_a_judge_is_asked_inside_of_its_session_and_may_be_entered_again(
@@ -334,16 +369,23 @@ def other(other_running: VisionServer) -> VisionServer:
     return other_running
 
 
-def refused_address() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+@pytest.fixture
+def refused_address() -> Iterator[Callable[[], str]]:
+    """Addresses at which nobody listens, nor can before the test ends."""
+    with ExitStack() as stack:
+
+        def take() -> str:
+            taken = stack.enter_context(socket.socket())
+            taken.bind(("127.0.0.1", 0))
+            return f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+
+        yield take
 
 
 def test_questions_keep_their_connections_and_their_limit(
     server: VisionServer, judge_of: Callable[..., OpenAIJudge]
 ) -> None:
-    server.seconds = 0.2
+    server.seconds = 0.4
     ask(judge_of(concurrency=4), *many(12))
     assert server.peak == 4
     assert len(server.clients) == 4
@@ -352,7 +394,7 @@ def test_questions_keep_their_connections_and_their_limit(
 def test_the_least_busy_endpoint_is_asked(
     server: VisionServer, other: VisionServer, judge_of: Callable[..., OpenAIJudge]
 ) -> None:
-    server.seconds, other.seconds = 0.3, 0.03
+    server.seconds, other.seconds = 2.0, 0.1
     replies = ask(judge_of(base_urls=[server.base_url, other.base_url], concurrency=3), *many(30))
     assert (server.peak, other.peak) == (3, 3)
     assert len(other.asked) > 2 * len(server.asked) > 0
@@ -360,7 +402,7 @@ def test_the_least_busy_endpoint_is_asked(
 
 
 def test_a_dead_endpoint_costs_no_wait_while_another_answers(
-    server: VisionServer, judge_of: Callable[..., OpenAIJudge]
+    server: VisionServer, judge_of: Callable[..., OpenAIJudge], refused_address: Callable[[], str]
 ) -> None:
     judge = judge_of(base_urls=[refused_address(), server.base_url], waits=(5.0, 5.0), concurrency=4)
     replies = ask(judge, *many(20))
@@ -382,7 +424,7 @@ def test_a_sick_endpoint_is_probed_again_and_used_when_it_is_well(
 
 
 def test_when_every_endpoint_stays_down_the_judge_is_unavailable_for_all(
-    judge_of: Callable[..., OpenAIJudge],
+    judge_of: Callable[..., OpenAIJudge], refused_address: Callable[[], str]
 ) -> None:
     dead = [refused_address(), refused_address()]
     with pytest.raises(JudgeUnavailable, match="no connection") as caught:
@@ -441,15 +483,16 @@ def test_a_question_that_is_given_up_leaves_its_place(
 ) -> None:
     async def story() -> Reply:
         async with judge_of(concurrency=1) as judge:
-            server.plan = ["hang 3"]
+            server.plan = ["hang 30"]
             first = asyncio.create_task(judge.ask(many(1)[0]))
             second = asyncio.create_task(judge.ask(many(2)[1]))
-            await asyncio.sleep(0.2)
+            while not server.asked:  # noqa: ASYNC110 - the server has a thread of its own
+                await asyncio.sleep(0.02)
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)
             return await second
 
-    assert run(asyncio.wait_for(story(), 2)).answer == EXPECTED
+    assert run(asyncio.wait_for(story(), 20)).answer == EXPECTED
 
 
 def test_a_loading_server_is_asked_again_when_it_says(

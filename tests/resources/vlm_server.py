@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -24,6 +25,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+
+@dataclass
+class Load:
+    """Questions under way since a `reset`; a client that gives up leaves its own under way."""
+
+    busy: int = 0
+    peak: int = 0
 
 
 class VisionServer:
@@ -45,9 +54,9 @@ class VisionServer:
         self.reset()
 
     def reset(self) -> None:
+        self.load = Load()
         self.seconds = 0.0
         self.most: int | None = None
-        self.busy = self.peak = 0
         self.clients: set[object] = set()
         self.arrived: Counter[str] = Counter()
         self.plan: list[str] = []
@@ -61,6 +70,10 @@ class VisionServer:
         await self._routes({**scope, "transport": send.__self__.transport}, receive, send)
 
     @property
+    def peak(self) -> int:
+        return self.load.peak
+
+    @property
     def base_url(self) -> str:
         return f"{self.root}/v1"
 
@@ -70,16 +83,17 @@ class VisionServer:
     async def _complete(self, request: Request) -> Response:
         self.times.append(time.monotonic())
         self.clients.add(request.client)
-        if self.most is not None and self.busy >= self.most:
+        load = self.load
+        if self.most is not None and load.busy >= self.most:
             return JSONResponse({"error": {"message": "too many"}}, 429)
-        self.busy += 1
-        self.peak = max(self.peak, self.busy)
+        load.busy += 1
+        load.peak = max(load.peak, load.busy)
         try:
-            return await self._answer(request)
+            return await self._answer(request, load)
         finally:
-            self.busy -= 1
+            load.busy -= 1
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: Request, load: "Load") -> Response:
         if request.headers.get("authorization") != f"Bearer {self.key}":
             sent = request.headers.get("authorization")
             return JSONResponse({"error": {"message": f"Incorrect API key provided: {sent}"}}, 401)
@@ -90,6 +104,8 @@ class VisionServer:
         match kind:
             case "status":
                 return JSONResponse({"error": {"message": f"Bearer {self.key} made it fail"}}, int(detail))
+            case "blocked":
+                return JSONResponse({"error": {"message": "see our policy", "code": detail}}, 400)
             case "busy":
                 return JSONResponse({"error": {"message": "busy"}}, 429, {"Retry-After": detail})
             case "later":
@@ -100,10 +116,14 @@ class VisionServer:
                 return StreamingResponse(_slowly(float(detail)), media_type="application/json")
             case "hang":
                 await asyncio.sleep(float(detail))
+                if load is not self.load:
+                    return Response()  # nobody waits any more: what is counted is another test's
             case "page":
                 return PlainTextResponse("<html>a proxy's page</html>", media_type="text/html")
             case "broken":
                 return Response(b'{"choices": [', media_type="application/json")
+            case "abyss":
+                return Response(b'{"choices": ' + b"[" * 100_000, media_type="application/json")
             case "error":
                 return JSONResponse({"error": "not now"})
         pictures = [part["image_url"]["url"] for part in body["messages"][1]["content"] if part["type"] == "image_url"]

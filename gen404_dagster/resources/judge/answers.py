@@ -34,6 +34,9 @@ class NotThisApi(Exception):
     """What came is no completion: a proxy's page, or another service."""
 
 
+REFUSED = "it refused to answer"
+
+
 @dataclass(frozen=True)
 class Said:
     """A completion as far as it can be read. `fault`: why its text cannot hold an answer, "" when it may."""
@@ -59,7 +62,7 @@ def read_completion(completion: Any) -> Said:
     reason = getattr(choice, "finish_reason", None)
     fault = ""
     if getattr(message, "refusal", None) or reason == "content_filter":
-        fault = "it refused to answer"
+        fault = REFUSED
     elif reason == "length":
         fault = "its answer was cut off at the limit of tokens (GEN404_JUDGE_MAX_TOKENS)"
     elif not text.strip():

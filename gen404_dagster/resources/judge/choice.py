@@ -21,7 +21,7 @@ def make_judge(settings: "Settings", embedder: Embedder) -> Judge:
     """The judge that the settings choose. Raises OperatorError naming what to set."""
     if settings.judge == "embedded":
         return EmbeddedJudge(embedder)
-    urls = _listed(settings.openai_base_url) or [""]
+    urls = [url.rstrip("/") for url in _listed(settings.openai_base_url)] or [""]
     for url in urls:
         _check(url)
     if len(set(urls)) < len(urls):
@@ -31,6 +31,8 @@ def make_judge(settings: "Settings", embedder: Embedder) -> Judge:
         raise OperatorError(
             f"OPENAI_API_KEY holds {len(keys)} keys for {len(urls)} addresses: give one, or one for each"
         )
+    if not all(key.isascii() and key.isprintable() for key in keys):  # a header cannot carry it, and its error shows it
+        raise OperatorError("OPENAI_API_KEY holds a line break or another character that no key has")
     as_urls = settings.judge_images == "url"
     if settings.judge_images == "auto":
         as_urls = not _only_here(settings.cdn_url)
@@ -46,12 +48,16 @@ def make_judge(settings: "Settings", embedder: Embedder) -> Judge:
 
 
 def _listed(text: str) -> list[str]:
-    return [part.strip().rstrip("/") for part in text.split(",") if part.strip()]
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _check(url: str) -> None:
-    address = urlsplit(url)
-    if address.scheme not in ("http", "https") or not address.hostname:
+    try:
+        address = urlsplit(url)
+        whole = address.scheme in ("http", "https") and address.hostname and address.port != 0 and url.isprintable()
+    except ValueError:  # brackets, port
+        whole = False
+    if not whole:
         raise OperatorError(
             "OPENAI_BASE_URL is not an http(s) address: GEN404_JUDGE=openai needs one ending in /v1, or several, "
             "separated by commas"

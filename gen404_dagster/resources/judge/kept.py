@@ -8,6 +8,7 @@ the same question, asked by two runs at a time, the first stored is the reply.
 import asyncio
 import json
 import logging
+from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Self
 
@@ -32,6 +33,7 @@ class KeptJudge:
         self._judge, self._journal, self._store, self._number = judge, journal, store, number
         self._namespace = namespace
         self.reads_urls = judge.reads_urls
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.asked = self.remembered = 0
 
     @property
@@ -55,37 +57,45 @@ class KeptJudge:
 
     async def ask(self, question: Question) -> Reply:
         key = question.key(self.identity)
-        known = self.journalled(key)
-        if known is not None:
+        async with self._locks[key]:  # copies of a model make the same question of several duels
+            return await self._ask(question, key)
+
+    async def _ask(self, question: Question, key: str) -> Reply:
+        reply, stored = self.journalled(key)
+        if reply is not None and stored:
             self.remembered += 1
-            return known
+            return reply
         path = object_key(self._namespace, key)
         known, readable = await asyncio.to_thread(self._stored, path, key)
         if known is not None:
             self.remembered += 1
-            self._keep(key, known)
+            self._keep(key, known, stored=True)
             return known
-        reply = await self._judge.ask(question)
-        self.asked += 1
-        self._keep(key, reply)  # before the store, which takes longer: a kill in between costs nothing
+        if reply is None:
+            reply = await self._judge.ask(question)
+            self.asked += 1
+            self._keep(key, reply, stored=False)  # the store takes longer: a kill in between costs nothing
+        else:
+            self.remembered += 1
         record = self._record(question, key, reply)
-        first = await asyncio.to_thread(self._store_once, path, record, not readable)
-        if first is not None and first != reply:
-            self._keep(key, first)
-        return first or reply
+        first = await asyncio.to_thread(self._store_once, path, record, not readable) or reply
+        self._keep(key, first, stored=True)
+        return first
 
-    def journalled(self, key: str) -> Reply | None:
+    def journalled(self, key: str) -> tuple[Reply | None, bool]:
+        """The reply in the journal, and whether the store has it: not after a kill or an outage in between."""
         value = self._journal.get(self._number, f"{self._namespace}/{key}", "")
         try:
-            return None if value is None else Reply.model_validate(value)
+            return (None, False) if value is None else (Reply.model_validate(value), value.get("stored", True))
         except ValidationError:  # of an earlier version
-            return None
+            return None, False
 
-    def _keep(self, key: str, reply: Reply) -> None:
-        self._journal.put(self._number, f"{self._namespace}/{key}", "", reply.model_dump(mode="json"))
+    def _keep(self, key: str, reply: Reply, *, stored: bool) -> None:
+        value = {**reply.model_dump(mode="json"), "stored": stored}
+        self._journal.put(self._number, f"{self._namespace}/{key}", "", value)
 
     def _record(self, question: Question, key: str, reply: Reply) -> bytes:
-        """The object: the question in hashes, when it was asked, and the reply."""
+        """The object: the question in hashes, when it was stored, and the reply."""
         asked = {
             "key": key,
             "judge": self.identity,

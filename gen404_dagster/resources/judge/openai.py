@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from gen404_dagster.errors import JudgeUnavailable, OperatorError
 from gen404_dagster.resources.judge.answers import (
     ANSWER_SCHEMA,
+    REFUSED,
     NoAnswer,
     NotThisApi,
     Said,
@@ -155,8 +156,8 @@ class OpenAIJudge:
             wait = next(waits, None)
             if wait is None:
                 raise JudgeUnavailable(f"judge {self._model} at {lease.endpoint.url}: {problem} ({tries} tries)")
-            if not isinstance(problem, _Busy) or problem.after is None:  # else the endpoint itself is closed till then
-                await asyncio.sleep(wait * random.uniform(0.9, 1.2))
+            # Also after a Retry-After, which closes the endpoint: a short one must not use up all tries in a moment.
+            await asyncio.sleep(wait * random.uniform(0.9, 1.2))
 
     async def _is_answering(self, lease: Lease, seen: int, throttled: int) -> bool:
         """Whether a busy endpoint answers other questions: then it has a load, and no fault."""
@@ -188,8 +189,10 @@ class OpenAIJudge:
         except openai.APIConnectionError as error:
             raise _TryAgain(f"no connection: {self._said(error.__cause__ or error)}") from None
         except openai.APIStatusError as error:
-            raise self._refused(error, endpoint) from None
-        except (openai.OpenAIError, ValueError, NotThisApi) as error:
+            if error.status_code != 400 or str(error.code) not in _FILTERED:
+                raise self._refused(error, endpoint) from None
+            said = Said("", REFUSED, 0, 0)  # a miner's picture, not the operator's mistake
+        except (openai.OpenAIError, ValueError, RecursionError, NotThisApi) as error:
             raise _TryAgain(f"not an answer of this API: {self._said(error)}") from None
         asking.seconds += time.monotonic() - began
         asking.endpoint = endpoint.url
@@ -247,6 +250,10 @@ def _certificates() -> ssl.SSLContext:
     import httpx
 
     return httpx.create_ssl_context()
+
+
+_FILTERED = {"content_filter", "content_policy_violation"}
+"""Codes with which hosted judges refuse a question for what is in its pictures, before a model sees it."""
 
 
 class _Asking:
