@@ -4,7 +4,6 @@ Belongs here: recorded verdicts, results and pods, with previews of the store, a
 the verdict (`competition.audits`), the table of all audits (`describe`).
 """
 
-import io
 from collections.abc import Sequence
 
 import dagster as dg
@@ -24,6 +23,7 @@ from gen404_dagster.competition.models import (
     Stem,
 )
 from gen404_dagster.resources.object_store import ObjectStore
+from gen404_dagster.resources.pictures import RGB, UnreadablePicture, decode
 from gen404_dagster.resources.round_files import read_pod_stats, read_results
 
 MOST_MINERS = 8
@@ -80,7 +80,7 @@ def _page(
     worst = audits.worst_first(checked, generated, limits)[:MOST_PROMPTS]
     pairs = [(stem, submitted[stem], generated.get(stem)) for stem in worst]
     pictures = [(_stored(store, first), _stored(store, second)) for _, first, second in pairs]
-    if any(picture for pair in pictures for picture in pair):
+    if any(picture is not None for pair in pictures for picture in pair):
         sheet = _sheet(pairs, pictures, critical, limits)
         parts += [
             "Submitted (left) and regenerated (right), the worst first:",
@@ -92,15 +92,18 @@ def _page(
     return "\n\n".join(parts)
 
 
-def _stored(store: ObjectStore, result: GenerationResult | None) -> bytes | None:
-    """A preview; None where there is none, or the store has it not: a round that was played elsewhere."""
+def _stored(store: ObjectStore, result: GenerationResult | None) -> RGB | None:
+    """A preview; None where there is none, or the store has it not (a round that was played elsewhere) or damaged."""
     key = store.key_of(result.png) if result and result.png else None
-    return store.read(key) if key and store.exists(key) else None
+    try:
+        return decode(store.read(key)) if key and store.exists(key) else None
+    except UnreadablePicture:
+        return None
 
 
 def _sheet(
     pairs: Sequence[tuple[Stem, GenerationResult, GenerationResult | None]],
-    pictures: Sequence[tuple[bytes | None, bytes | None]],
+    pictures: Sequence[tuple[RGB | None, RGB | None]],
     critical: set[Stem],
     limits: Limits,
 ) -> Image.Image:
@@ -112,13 +115,12 @@ def _sheet(
     draw, font, bold = ImageDraw.Draw(sheet), ImageFont.load_default(13), ImageFont.load_default(14)
     for position, ((stem, _, made), both) in enumerate(zip(pairs, pictures, strict=True)):
         x, y = _GAP + position % columns * width, _GAP + position // columns * height
-        for left, data in zip((x, x + _TILE + 4), both, strict=True):
-            draw.rectangle((left, y, left + _TILE - 1, y + _TILE - 1), outline=_FRAME if data else _BAD)
-            if data is None:
+        for left, picture in zip((x, x + _TILE + 4), both, strict=True):
+            draw.rectangle((left, y, left + _TILE - 1, y + _TILE - 1), outline=_BAD if picture is None else _FRAME)
+            if picture is None:
                 draw.text((left + 64, y + _TILE // 2 - 8), "no preview", fill=_BAD, font=font)
                 continue
-            with Image.open(io.BytesIO(data)) as picture:
-                small = picture.convert("RGB").resize((_TILE - 4, _TILE - 4), Image.Resampling.LANCZOS)
+            small = Image.fromarray(picture).resize((_TILE - 4, _TILE - 4), Image.Resampling.LANCZOS)
             sheet.paste(small, (left + 2, y + 2))
         why = audits.fault(made, limits)
         title = f"{stem[:16]}{', critical' if stem in critical else ''}: {why or 'accepted'}"

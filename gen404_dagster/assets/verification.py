@@ -353,7 +353,9 @@ async def _audit(
     build = (round_.builds or {}).get(hotkey)
     made: Regeneration | None = None
     measured = ""
-    if build is None or build.status != BuildStatus.SUCCESS or build.docker_image is None:
+    if build is None or build.status in (BuildStatus.PENDING, BuildStatus.IN_PROGRESS):
+        raise Unavailable(f"the build of {hotkey}'s image has not ended")
+    if build.status != BuildStatus.SUCCESS or build.docker_image is None:
         verdict = audits.build_failed_verdict(hotkey)
     else:
         submitted = read_results(snapshot, round_.number, hotkey, "submitted") or {}

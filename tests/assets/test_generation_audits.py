@@ -158,6 +158,15 @@ class Round:
     def _git(self, *arguments: str) -> str:
         return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
 
+    def set_builds(self, status: BuildStatus) -> None:
+        """As the registry would have it; before anything else is committed."""
+        entries = self.read(paths.builds(0), models.BUILDS)
+        changed = {hotkey: build.model_copy(update={"status": status}) for hotkey, build in entries.items()}
+        (self.folder / "work" / paths.builds(0)).write_text(models.write_json(models.BUILDS, changed))
+        work = "-C", str(self.folder / "work")
+        self._git(*work, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qam", f"Builds: {status}")
+        self._git(*work, "push", "-q", str(self.remote), "main")
+
     def has(self, path: str) -> bool:
         command = ["git", "-C", str(self.remote), "cat-file", "-e", f"main:{path}"]
         return not subprocess.run(command, capture_output=True, timeout=60).returncode
@@ -204,8 +213,16 @@ def shown(page: str) -> Image.Image:
 
 
 def test_verdicts_pages_and_a_lost_preview(tmp_path: Path) -> None:
-    """A preview that our store has lost keeps that miner's audit open; the others' end, and nothing is made twice."""
+    """A preview that our store has lost keeps that miner's audit open; the others' end, and nothing is made twice.
+
+    While images are still being built there is no verdict on anybody.
+    """
     round_ = Round(tmp_path)
+    round_.set_builds(BuildStatus.IN_PROGRESS)
+    assert f"the build of {HONEST}'s image has not ended. The audit stays open" in failure(round_.run())
+    assert not round_.has(paths.generation_audits(0))
+    round_.set_builds(BuildStatus.SUCCESS)
+
     (tmp_path / "data" / "arrivals" / "12" / "called-off").mkdir(parents=True)
     lost = round_.store.path(paths.object_key(0, HONEST, "submitted", "001", "png"))
     kept = lost.read_bytes()
@@ -287,6 +304,14 @@ def test_pages_are_bounded_in_number_and_bytes(crowded: Path) -> None:
     assert sum(len(str(value.value)) for value in entries.values()) < MOST_MINERS * 300_000
     page = str(entries["audit_59xxxxxxxx"].value)
     assert "| gen404-a-0-b-0 | 4 | 4 | 0 | 0 | 1.00 | 3.00 | 9.00 | yes | rolling / median |" in page
+
+
+def test_a_damaged_preview_is_none_on_the_page(crowded: Path) -> None:
+    (crowded / "store" / "noise.png").write_bytes(b"\x89PNG damaged on disk")
+    at = recorded(RecordedFolder(crowded / "state"), 0)
+    pages = audit_pages(at, LocalObjectStore(crowded / "store", BASE), Limits())
+    assert len(pages) == MOST_MINERS + 1
+    assert "data:image" not in json.dumps([str(value.value) for value in pages.values()])
 
 
 def test_pages_of_a_round_that_was_played_elsewhere_have_no_pictures(crowded: Path) -> None:

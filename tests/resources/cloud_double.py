@@ -44,7 +44,8 @@ class Rented:
 class Cloud(ABC):
     """`full`: deployments that are refused. `lag`: seconds until a new pod is shown. `ghost`: seconds that a deleted pod
     stays in the list. `stubborn`: deletions that are answered well and not done. `slow`: seconds that a deployment takes to
-    answer, after the pod was made. `down`: requests that fail with 500. `hang`: seconds every request waits."""
+    answer, after the pod was made. `down`: requests that fail with 500. `hang`: seconds every request waits, or until it
+    is set to 0."""
 
     full: int = 0
     lag: float = 0.0
@@ -70,7 +71,9 @@ class Cloud(ABC):
 
     def trouble(self, method: str, path: str) -> bool:
         """Count a request; True when it fails."""
-        time.sleep(self.hang)
+        began = time.monotonic()
+        while time.monotonic() - began < self.hang:
+            time.sleep(0.01)
         with self.lock:
             self.asked.append((method, path))
             self.down -= 1

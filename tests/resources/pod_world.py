@@ -4,7 +4,6 @@ import asyncio
 import json
 import shlex
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -12,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from gen404_dagster.competition.limits import Limits
 from gen404_dagster.competition.models import GenerationResult, PodReport, PodStats, Stem
+from gen404_dagster.resources.pods import fleet
 from gen404_dagster.resources.pods.arrivals import Arrivals
 from gen404_dagster.resources.pods.fleet import Accepted, Regeneration, RegenerationJob, regenerate
 from gen404_dagster.resources.pods.local import LocalPods
@@ -35,10 +36,10 @@ LIMITS = Limits(
     pod_start_interval_seconds=0.0,
     pod_deploy_retry_seconds=0.05,
     pod_deploy_attempts=2,
-    pod_visible_seconds=2.0,
-    pod_healthy_seconds=5.0,
-    prompt_lock_seconds=10.0,
-    download_stall_seconds=1.0,
+    pod_visible_seconds=60.0,
+    pod_healthy_seconds=60.0,
+    prompt_lock_seconds=60.0,
+    download_stall_seconds=30.0,
     download_retry_seconds=0.02,
     max_file_bytes=1_000_000,
 )
@@ -125,9 +126,10 @@ def rented(cloud: Cloud, **credentials: str) -> PodProvider:
 
 @contextmanager
 def world_of(form: str, folder: Path) -> Iterator[World]:
-    """A world whose pods are local, targon's or verda's. Afterwards none may be left."""
+    """A world whose pods are local, targon's or verda's, looked at often. Afterwards none may be left."""
     clouds: dict[str, Cloud] = {"targon": Targon(), "verda": Verda()}
-    with serving(clouds[form]) if form in clouds else nullcontext() as cloud:
+    with pytest.MonkeyPatch.context() as patch, serving(clouds[form]) if form in clouds else nullcontext() as cloud:
+        patch.setattr(fleet, "POLL_SECONDS", 0.05)
         world = World(folder, cloud=cloud)
         yield world
         assert world.alive() == [], "pods are left"
@@ -146,10 +148,3 @@ def prompts(count: int) -> list[Stem]:
 
 def limits(**changes: float) -> Limits:
     return LIMITS.model_copy(update=changes)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)

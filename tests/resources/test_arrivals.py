@@ -1,6 +1,7 @@
 """Files that could not be measured: kept, measured again, never generated twice, never counted twice."""
 
 import io
+import resource
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,3 +115,14 @@ def test_a_disk_without_room_is_an_outage(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(Unavailable, match="no room for a file that arrived"):
         Arrivals(tmp_path / "file").keep(Arrival("p0", "pod", 1.0, 0), io.BytesIO(b"glTF"))
+
+
+def test_what_has_no_room_leaves_no_part_of_it(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(Unavailable, match="no room for a file that arrived: File too large"):
+            Arrivals(tmp_path / "kept").keep(Arrival("p0", "pod", 1.0, 0), io.BytesIO(bytes(2_000_000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "kept").iterdir()) == []

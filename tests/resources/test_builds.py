@@ -16,6 +16,7 @@ from gen404_dagster.settings import Settings
 from tests.resources.github_double import REPOSITORY, TOKEN, GitHub, job, run, serving
 
 A, B, C = "5DUg9LPGMZjzVkgHgF8iVQv6axNpNnMEH5ekPVtVtDbLnrjf", "5FNVgRnrxMibhcBGEAaajGrYjsaCn441a5HuGUBUNnxEBLo9", "5Gk"
+ON_GITHUB = {"builds": "github", "github_token": "t", "state_repo": "https://github.com/a/b"}
 OPENING = "Prompts, seed and submissions for round 3"
 
 
@@ -85,6 +86,13 @@ def test_a_missing_job_is_looked_for_while_the_run_goes_on(server: GitHub) -> No
     server.runs[0]["status"] = "completed"
     over = tracker.run_of(3)
     assert (over.finished, over.status(B), over.status(C)) == (True, BuildStatus.SUCCESS, BuildStatus.NOT_FOUND)
+
+
+def test_a_run_whose_jobs_have_not_all_ended_goes_on(server: GitHub) -> None:
+    """What GitHub says of jobs may be older than what it says of the run."""
+    server.runs, server.jobs = [run(1, OPENING)], {1: [job(1, name(A)), job(2, name(B), None)]}
+    found = builds(server).run_of(3)
+    assert (found.finished, found.status(B)) == (False, BuildStatus.IN_PROGRESS)
 
 
 def test_more_jobs_than_a_page_holds_are_all_read(server: GitHub) -> None:
@@ -165,6 +173,20 @@ def test_a_long_rate_limit_makes_github_unavailable_and_says_how_long(server: Gi
     assert len(server.asked) == 1
 
 
+@pytest.mark.parametrize("answers", [1, 2], ids=["403", "429 and 403"])
+def test_a_rate_limit_without_an_end_is_waited_for_a_while(
+    server: GitHub, answers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(github, "UNTOLD_SECONDS", 0.01)
+    server.runs, server.jobs = [run(1, OPENING)], {1: [job(1, name(A))]}
+    server.limited = [{} for _ in range(answers)]
+    assert builds(server).run_of(3).found
+    server.limited = [{} for _ in range(100)]
+    with pytest.raises(Unavailable, match="GitHub's rate limit is used up"):
+        builds(server).run_of(3)
+    assert len(server.limited) == 100 - github.TRIES
+
+
 def test_a_passing_server_error_is_tried_again(server: GitHub) -> None:
     server.runs, server.jobs, server.down = [run(1, OPENING)], {1: [job(1, name(A))]}, 1
     assert builds(server).run_of(3).found
@@ -228,6 +250,11 @@ def test_the_repository_of_builds_is_that_of_the_state(remote: str, repository: 
     [
         ({"builds": "github", "state_repo": "https://github.com/a/b"}, "GITHUB_TOKEN is not set"),
         ({"builds": "github", "github_token": "t", "state_repo": "a/folder/of/ours"}, "GEN404_BUILDS_REPO is not set"),
+        (ON_GITHUB, "GEN404_DOCKER_IMAGE_TEMPLATE is not set"),
+        ({**ON_GITHUB, "docker_image_template": ""}, "GEN404_DOCKER_IMAGE_TEMPLATE is not set"),
+        ({**ON_GITHUB, "docker_image_template": "host/{hotkey}"}, "must hold {hotkey} and {tag}"),
+        ({**ON_GITHUB, "docker_image_template": "host/{repo}:{tag}"}, "must hold {hotkey} and {tag}"),
+        ({**ON_GITHUB, "docker_image_template": "host/{hotkey}:{tag"}, "must hold {hotkey} and {tag}"),
         ({"gpu_providers": "targon"}, "TARGON_API_KEY"),
         ({"gpu_providers": "verda", "verda_client_id": "c"}, "VERDA_CLIENT_SECRET, VERDA_INFERENCE_KEY"),
         ({"gpu_providers": "local,runpod"}, "GPU_PROVIDERS names runpod: known are local, docker, targon, verda"),
@@ -253,6 +280,7 @@ def test_secrets_of_a_file_reach_the_parts_and_not_the_configuration(
     chosen = Settings(
         data=tmp_path, gpu_providers="targon", targon_api_key="key-of-targon", builds="github",
         github_token="token-of-github", state_repo="https://github.com/a/b",
+        docker_image_template="host/path/{hotkey}:{tag}",
     )  # type: ignore[arg-type]  # fmt: skip
     parts = build_resources(chosen)
     shown = repr(parts)

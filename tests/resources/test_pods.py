@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -21,9 +21,11 @@ from gen404_dagster.competition.audits import succeeded, verdict
 from gen404_dagster.competition.models import GenerationResult, Stem
 from gen404_dagster.errors import OperatorError, Unavailable
 from gen404_dagster.resources.pods import protocol, targon, verda
+from gen404_dagster.resources.pods.fleet import regenerate
 from gen404_dagster.resources.pods.local import LOG_BYTES, LocalPods
 from gen404_dagster.resources.pods.protocol import pod_prefix, sweep
-from tests.resources.pod_world import COMMAND, LIMITS, PICTURE, World, limits, prompts, runs, wait_for, world_of
+from tests.resources.pod_world import COMMAND, LIMITS, PICTURE, World, limits, prompts, runs, world_of
+from tests.waiting import wait_for
 
 everywhere = pytest.mark.parametrize("world", ["local", "targon", "verda"], indirect=True)
 
@@ -56,10 +58,9 @@ def test_every_prompt_is_generated_one_at_a_time_with_the_rounds_seed(world: Wor
 
 def test_generation_time_ends_with_the_headers_and_the_next_prompt_does_not_wait_for_the_body(world: World) -> None:
     provider = world.provider({"seconds": 0.15, "body_seconds": 0.9})
-    began = time.monotonic()
     outcome = world.run(world.job(*prompts(6)), provider, limits=limits(pods_at_once=1))
-    assert all(0.15 <= result.generation_time < 0.6 for result in outcome.results.values())
-    assert time.monotonic() - began < 6 * 1.05, "bodies came one after the other"
+    assert all(0.15 <= result.generation_time < 0.15 + 0.9 for result in outcome.results.values())
+    assert max(entry["sending"] for entry in world.asked(0)) > 0, "bodies came one after the other"
     assert {entry["at_once"] for entry in world.asked(0)} == {1}
 
 
@@ -72,7 +73,7 @@ def test_a_failed_prompt_goes_to_another_pod(world: World) -> None:
 
 
 def test_an_overtime_prompt_keeps_its_shortest_result_and_file(world: World) -> None:
-    provider = world.provider({"seconds": 0.5, "only": []}, {"seconds": 0.8})
+    provider = world.provider({"seconds": 0.5, "only": []}, {"seconds": 2.0})
     scaled = limits(generation_median_seconds=0.1, generation_overtime_seconds=0.3, prompt_attempts=2)
     accepted = []
 
@@ -82,13 +83,13 @@ def test_an_overtime_prompt_keeps_its_shortest_result_and_file(world: World) -> 
     world.during = count
     outcome = world.run(world.job("p0"), provider, limits=scaled)
     assert (outcome.results["p0"].attempts, accepted) == (2, ["p0"])
-    assert 0.5 <= outcome.results["p0"].generation_time < 0.8
+    assert 0.5 <= outcome.results["p0"].generation_time < 2.0
     assert sum(pod.hard_overtime for pod in outcome.pods.values()) == 2
 
 
 @pytest.mark.parametrize("mode", ["garbage", "oversize", "empty", "cut", "stall", "redirect", "compressed"])
 def test_a_bad_answer_is_a_failure_and_the_pod_goes_on(world: World, mode: str) -> None:
-    scaled = limits(prompt_attempts=1, download_stall_seconds=0.3)
+    scaled = limits(prompt_attempts=1, **{"download_stall_seconds": 1.0} if mode == "stall" else {})
     outcome = world.run(world.job(*prompts(3)), world.provider({"mode": mode, "only": ["p1"]}), limits=scaled)
     bad = outcome.results["p1"]
     assert (bad.glb, bad.png, bad.generation_time, bad.distance, bad.attempts) == (None, None, 0.0, 0.0, 1)
@@ -97,8 +98,39 @@ def test_a_bad_answer_is_a_failure_and_the_pod_goes_on(world: World, mode: str) 
     assert [pod.hard_failed for pod in outcome.pods.values()] == [1]
 
 
+class TinyPieces(httpx.AsyncBaseTransport):
+    """An image whose file is there at once, in pieces of one byte. `turns`: those that others had meanwhile."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=self.pieces() if request.url.path == "/generate" else b"")
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        other = asyncio.create_task(self.count())
+        for _ in range(6400):
+            yield b"g"
+        other.cancel()
+
+    async def count(self) -> None:
+        while True:
+            self.turns += 1
+            await asyncio.sleep(0)
+
+
+def test_a_file_in_tiny_pieces_does_not_hold_up_those_whose_time_is_measured(world: World) -> None:
+    image = TinyPieces()
+    work = regenerate(
+        world.job("p0"), [world.provider()], limits(prompt_attempts=1), prompt_picture=world.picture,
+        accept=world.accept, transport=image,
+    )  # fmt: skip
+    asyncio.run(work)
+    assert image.turns >= 100
+
+
 def test_a_prompt_that_hangs_ends_by_time_and_is_tried_elsewhere(world: World) -> None:
-    scaled = limits(prompt_lock_seconds=0.8)
+    scaled = limits(prompt_lock_seconds=2.0)
     outcome = world.run(world.job("p0", "p1"), world.provider({"mode": "hang", "only": ["p0"]}, {}), limits=scaled)
     assert (outcome.results["p0"].attempts, succeeded(outcome.results["p0"])) == (2, True)
 
@@ -112,12 +144,35 @@ def test_a_pod_that_crashes_is_replaced(world: World) -> None:
     assert next(pod.termination_reason for pod in outcome.pods.values()) == "does not answer"
 
 
+def test_a_lost_pod_that_a_router_answers_for_costs_one_prompt_an_attempt(world: World) -> None:
+    outcome = world.run(world.job(*prompts(6)), world.provider({"mode": "gone", "only": ["p1"]}, {}))
+    assert all(succeeded(result) for result in outcome.results.values())
+    assert sum(result.attempts for result in outcome.results.values()) == 7, "only the prompt at work failed"
+    assert next(pod.termination_reason for pod in outcome.pods.values()) == "does not answer"
+
+
 def test_a_bad_pod_is_ended_and_replaced(world: World) -> None:
     outcome = world.run(world.job(*prompts(14)), world.provider({"mode": "500"}, {}), limits=limits(pods_at_once=1))
     bad, good = outcome.pods.values()
     assert (bad.marked_bad, bad.termination_reason) == (True, "8 failures + 0 overtimes >= 8")
     assert (good.marked_bad, good.successful) == (False, 14)
     assert [result.attempts for result in outcome.results.values()] == [2] * 8 + [1] * 6
+
+
+def test_a_pod_that_was_bad_is_bad_after_an_interruption_too(world: World) -> None:
+    async def interrupted(stem: Stem) -> None:
+        raise KeyError("power failure")
+
+    provider = world.provider({"mode": "500"}, {})
+    world.during = interrupted
+    strict = limits(pods_at_once=1, pod_attempts=2)
+    with pytest.raises(KeyError):
+        world.run(world.job(*prompts(10)), provider, limits=strict)
+    world.during = None
+    outcome = world.run(world.job(*prompts(10)), provider, limits=strict)
+    assert all(succeeded(result) for result in outcome.results.values())
+    (bad,) = (pod for pod in outcome.pods.values() if pod.marked_bad)
+    assert (bad.processed, bad.termination_reason) == (8, "8 failures + 0 overtimes >= 8")
 
 
 def test_an_audit_stops_early_when_it_is_lost(world: World) -> None:
@@ -244,7 +299,7 @@ def test_no_pod_is_left_after_a_cancellation(world: World) -> None:
         task = asyncio.create_task(
             world.regenerate(world.job(*prompts(50)), world.provider({"seconds": 0.3}), limits=limits(pods_to_start=2))
         )
-        await asyncio.to_thread(wait_for, lambda: len(world.saved) >= 2)
+        await asyncio.to_thread(wait_for, lambda: len(world.saved) >= 2 and len(world.images()) == 2)
         task.cancel()
         await asyncio.sleep(0)
         task.cancel()  # an impatient operator

@@ -12,12 +12,13 @@ import pytest
 from gen404_dagster.competition.audits import succeeded
 from gen404_dagster.errors import Gen404Error, MinerFault, OperatorError, Unavailable
 from gen404_dagster.resources.lanes import LaneLocks
-from gen404_dagster.resources.pods import fleet, protocol, targon, verda
+from gen404_dagster.resources.pods import protocol, targon, verda
 from gen404_dagster.resources.pods.leftovers import in_use, leftovers, sweep_leftovers
 from gen404_dagster.resources.pods.protocol import PodProvider, delete_pod, sweep
 from tests.resources import targon_double, verda_double
 from tests.resources.cloud_double import Cloud, Rented
-from tests.resources.pod_world import World, limits, prompts, rented, wait_for, world_of
+from tests.resources.pod_world import World, limits, prompts, rented, world_of
+from tests.waiting import wait_for
 
 CREDENTIAL = {"targon": "TARGON_API_KEY", "verda": "VERDA_CLIENT_SECRET"}
 
@@ -26,7 +27,6 @@ CREDENTIAL = {"targon": "TARGON_API_KEY", "verda": "VERDA_CLIENT_SECRET"}
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     for module in (targon, verda):
         monkeypatch.setattr(module, "PAUSE_SECONDS", 0.03)
-    monkeypatch.setattr(fleet, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(protocol, "DELETE_PAUSE_SECONDS", 0.005)
     with world_of(request.param, tmp_path) as world:
         yield world
@@ -42,7 +42,7 @@ def image(world: World) -> str:
 
 
 async def seen(provider: PodProvider, pod: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await provider.visible(pod):  # noqa: ASYNC110 - the other side is another program
             await asyncio.sleep(0.02)
 
@@ -65,7 +65,7 @@ def test_no_room_anywhere_is_not_the_miners_fault(world: World) -> None:
 def test_a_deployment_whose_answer_is_lost_leaves_no_pod(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pod was made, and is shown only later: nobody told us its identity."""
     cloud = cloud_of(world)
-    cloud.slow, cloud.lag = 0.6, 0.9
+    cloud.slow, cloud.lag = 0.6, 0.7
     for module in (targon, verda):
         monkeypatch.setattr(module, "CALL_SECONDS", 0.5)
         monkeypatch.setattr(module, "PAUSE_SECONDS", 0.2)
@@ -168,14 +168,14 @@ def test_an_api_that_fails_for_a_while_is_asked_again(world: World) -> None:
 
 
 def test_an_api_that_hangs_is_unavailable_and_holds_nobody_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    cloud_of(world).hang = 2.0
+    cloud_of(world).hang = 60.0
     for module in (targon, verda):
         monkeypatch.setattr(module, "CALL_SECONDS", 0.2)
     provider = world.provider()
     began = time.monotonic()
     with pytest.raises(Unavailable, match="no answer"):
         asyncio.run(provider.list("gen404-"))
-    assert time.monotonic() - began < 1.5, "the end of the event loop waited for the answer"
+    assert time.monotonic() - began < 30, "the end of the event loop waited for the answer"
     cloud_of(world).hang = 0.0
     wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "verda"])
 
@@ -298,13 +298,13 @@ def test_verdas_token_is_renewed_when_it_expires(tmp_path: Path) -> None:
 
 
 def test_verdas_calls_that_never_return_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verda, "CALL_SECONDS", 0.2)
     with world_of("verda", tmp_path) as world:
         cloud = world.cloud
         assert cloud is not None
         provider = world.provider()
         asyncio.run(provider.list("gen404-"))
-        cloud.hang = 1.5
+        cloud.hang = 60.0
+        monkeypatch.setattr(verda, "CALL_SECONDS", 0.2)
 
         async def many() -> list[BaseException | list[str]]:
             calls = (provider.list("gen404-") for _ in range(verda.CALLS_AT_ONCE + 4))
@@ -314,6 +314,7 @@ def test_verdas_calls_that_never_return_are_bounded(tmp_path: Path, monkeypatch:
         assert len([answer for answer in answers if "still wait for an answer" in answer]) == 4
         cloud.hang = 0.0
         wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "verda"])
+        monkeypatch.undo()
         assert asyncio.run(provider.list("gen404-")) == []
 
 

@@ -4,7 +4,7 @@
 Actions API.
 """
 
-from gen404_dagster.resources.builds.protocol import BuildRun, BuildTracker, build_tag, docker_image
+from gen404_dagster.resources.builds.protocol import BuildRun, BuildTracker, build_tag, check_template, docker_image
 from gen404_dagster.resources.builds.simulated import SimulatedBuilds
 
-__all__ = ["BuildRun", "BuildTracker", "SimulatedBuilds", "build_tag", "docker_image"]
+__all__ = ["BuildRun", "BuildTracker", "SimulatedBuilds", "build_tag", "check_template", "docker_image"]

@@ -20,13 +20,15 @@ from gen404_dagster.resources.builds.protocol import BuildRun
 
 if TYPE_CHECKING:
     from githubkit import GitHub, Response
-    from githubkit.exception import GitHubException
+    from githubkit.exception import GitHubException, RequestFailed
     from githubkit.retry import RetryOption
 
 CALL_SECONDS = 30.0
 """Longest wait for one answer, in seconds."""
 WAIT_SECONDS = 120.0
 """A rate limit that ends so soon is waited for, in seconds; a longer one makes GitHub unavailable."""
+UNTOLD_SECONDS = 60.0
+"""Wait for a rate limit that does not say when it ends, in seconds; GitHub's documentation asks for a minute."""
 TRIES = 4
 PAGE = 100
 RUN_PAGES = 10
@@ -108,7 +110,10 @@ class GitHubBuilds:
             jobs |= _builds(self._jobs(run.id))
         started = [run.run_started_at or run.created_at for run in runs]
         seconds = min(((now - start).total_seconds() for start in started if start is not None), default=0.0)
-        return BuildRun(True, all(run.status == "completed" for run in runs), jobs, max(0.0, seconds))
+        # The answer about jobs may be older than that about runs.
+        going = {BuildStatus.PENDING, BuildStatus.IN_PROGRESS} & set(jobs.values())
+        finished = not going and all(run.status == "completed" for run in runs)
+        return BuildRun(True, finished, jobs, max(0.0, seconds))
 
     def _runs(self, subject_end: str) -> tuple[list[_Run], datetime]:
         """All runs of the newest commit whose subject ends so, and GitHub's time."""
@@ -196,6 +201,8 @@ class GitHubBuilds:
         except RequestFailed as error:
             status = error.response.status_code
             where = f"{self._owner}/{self._name}"
+            if _is_limit(error):
+                raise Unavailable(f"GitHub's rate limit is used up ({status})") from None
             if status == 401:
                 raise OperatorError("GitHub refuses GITHUB_TOKEN (401): set a valid token") from None
             if status == 403:
@@ -248,9 +255,17 @@ def _retry(error: "GitHubException", count: int) -> "RetryOption":
         return RetryOption(
             error.retry_after.total_seconds() <= WAIT_SECONDS, max(error.retry_after, timedelta(seconds=1))
         )
+    if isinstance(error, RequestFailed) and _is_limit(error):
+        return RetryOption(True, timedelta(seconds=UNTOLD_SECONDS))
     if isinstance(error, RequestFailed) and error.response.status_code >= 500:
         return RetryOption(True, timedelta(seconds=0.5 * 4**count))
     return RetryOption(False)
+
+
+def _is_limit(error: "RequestFailed") -> bool:
+    """A secondary rate limit may come with neither `retry-after` nor `x-ratelimit-remaining`: then it is in words."""
+    response = error.response
+    return response.status_code == 429 or (response.status_code == 403 and "rate limit" in response.text.lower())
 
 
 def _parsed(model: type[T], content: bytes) -> T:

@@ -1,9 +1,11 @@
 """What a tracker of builds answers, and how images are named."""
 
 from dataclasses import dataclass, field
+from string import Formatter
 from typing import Protocol
 
 from gen404_dagster.competition.models import BuildStatus, Hotkey
+from gen404_dagster.errors import OperatorError
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,18 @@ class BuildTracker(Protocol):
         Raises Unavailable, and OperatorError naming the variable when it is refused.
         """
         ...
+
+
+def check_template(template: str) -> None:
+    """Raises OperatorError for a template of which images could not be told apart, or not be made."""
+    try:
+        fields = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+    except ValueError:
+        fields = set()
+    if fields != {"hotkey", "tag"}:
+        raise OperatorError(
+            f"GEN404_DOCKER_IMAGE_TEMPLATE is {template!r}: it must hold {{hotkey}} and {{tag}}, and no other braces"
+        )
 
 
 def docker_image(template: str, hotkey: Hotkey, tag: str) -> str:

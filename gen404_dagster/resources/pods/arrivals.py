@@ -39,10 +39,15 @@ class Arrivals:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as aside:
-                aside.write(json.dumps(asdict(arrival) | {"sha256": digest}).encode() + b"\n")
-                file.seek(0)
-                shutil.copyfileobj(file, aside)
-            Path(aside.name).replace(self._path(arrival))
+                part = Path(aside.name)
+                try:
+                    aside.write(json.dumps(asdict(arrival) | {"sha256": digest}).encode() + b"\n")
+                    file.seek(0)
+                    shutil.copyfileobj(file, aside)
+                    aside.flush()
+                    part.replace(self._path(arrival))
+                finally:
+                    part.unlink(missing_ok=True)  # a full disk must not stay full of parts
         except OSError as error:
             raise Unavailable(f"{self.folder}: no room for a file that arrived: {error.strerror}") from error
 

@@ -6,6 +6,7 @@ with a 3D file (the caller's `accept`). Everything an image answers is hostile: 
 """
 
 import asyncio
+import itertools
 import logging
 import math
 import ssl
@@ -46,6 +47,8 @@ ACCEPT_TRIES = 5
 begins with `download_retry_seconds` and doubles."""
 IN_MEMORY_BYTES = 4 * 1024**2
 """A file that arrives is kept on disk beyond so many bytes, in bytes."""
+PIECES_AT_A_TURN = 64
+"""Pieces of a file that are read before others have a turn: a read of tiny pieces would hold up whoever is timed."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class _Pod:
 
 
 class _RequestFailed(Exception):
-    """The image did not answer a request with a file. `broken`: the connection, so the pod may be dead."""
+    """The image did not answer a request with a file. `broken`: not it may have answered, so the pod may be dead."""
 
     def __init__(self, reason: str, broken: bool = False, sent: bool = True) -> None:
         super().__init__(reason)
@@ -560,13 +563,18 @@ class _Fleet:
         limit = self.limits.prompt_lock_seconds
         try:
             async with asyncio.timeout(limit):
-                return await client.send(request, stream=True)
+                response = await client.send(request, stream=True)
+                if response.status_code != httpx.codes.OK:
+                    await response.aclose()
         except TimeoutError as error:
             raise _RequestFailed(f"no answer within {limit:g}s", broken=True) from error
         except httpx.ConnectError as error:
             raise _RequestFailed("connection refused", broken=True, sent=False) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _RequestFailed(f"connection broke: {type(error).__name__}", broken=True) from error
+        if response.status_code != httpx.codes.OK:  # perhaps the provider's router, whose pod is gone
+            raise _RequestFailed(f"HTTP {response.status_code}", broken=True)
+        return response
 
     async def _collect(self, response: httpx.Response, file: IO[bytes]) -> None:
         """Read a response's file, bounded in bytes, silence and time."""
@@ -576,15 +584,15 @@ class _Fleet:
             # No longer than the prompt is locked: the file's time comes after that of the headers.
             seconds = min(limits.download_timeout_seconds, limits.prompt_lock_seconds)
             async with asyncio.timeout(seconds), _closing(response):
-                if response.status_code != httpx.codes.OK:
-                    raise _RequestFailed(f"HTTP {response.status_code}")
                 if response.headers.get("content-encoding", "identity").lower() != "identity":
                     raise _RequestFailed("compressed response")
                 announced = response.headers.get("content-length", "")
                 if announced.isdecimal() and int(announced[:20]) > limits.max_file_bytes:
                     raise _RequestFailed(f"file of more than {limits.max_file_bytes} bytes")
                 chunks = aiter(response.aiter_raw())
-                while True:
+                for pieces in itertools.count(1):
+                    if pieces % PIECES_AT_A_TURN == 0:
+                        await asyncio.sleep(0)
                     async with asyncio.timeout(limits.download_stall_seconds):
                         chunk = await anext(chunks, None)
                     if chunk is None:
@@ -683,14 +691,14 @@ class _Fleet:
         best = self.prompts.results.get(stem)
         original = best.generation_time if best and succeeded(best) else None
         pod.record.add(seconds, original, fresh, self.limits)
-        standing = self.prompts.record(pod.name, stem, result)
-        if standing is not None:
-            self.checkpoint(stem, standing, pod.record.stats())
-            self.progress(len(self.prompts.final), len(self.prompts.prompts))
         fault = pod.record.fault(self.limits)
         if fault is not None:
             logger.warning("pod %s is bad: %s", pod.name, fault)
             pod.end(fault, bad=True)
+        standing = self.prompts.record(pod.name, stem, result)
+        if standing is not None:
+            self.checkpoint(stem, standing, pod.record.stats(pod.over, pod.bad))
+            self.progress(len(self.prompts.final), len(self.prompts.prompts))
 
 
 class _PodFailed(Exception):
