@@ -279,17 +279,24 @@ def commitments(
         hotkey: "; ".join(filter(None, (why, unreadable.get(hotkey)))) for hotkey, why in collected.refused.items()
     }
     submissions = {hotkey: entry.model_dump(mode="json") for hotkey, entry in collected.submissions.items()}
+    faults = {
+        hotkey: "; ".join(filter(None, (*collected.ignored.get(hotkey, ()), unreadable.get(hotkey))))
+        for hotkey in submissions
+    }
+    ignored = {hotkey: why for hotkey, why in faults.items() if why}
     if as_json:
-        print(json.dumps({"submissions": submissions, "refused": refused}, indent=2))
+        print(json.dumps({"submissions": submissions, "refused": refused, "ignored": ignored}, indent=2))
         return
     table = Table(
         "hotkey", "block", "repo", "commit", "cdn", title=f"{len(submissions)} submissions", title_justify="left"
     )
     for hotkey, entry in collected.submissions.items():
         table.add_row(hotkey, str(entry.revealed_at_block), entry.repo, entry.commit[:10], entry.cdn_url)
-    Console().print(table)
+    Console(markup=False).print(table)
     for hotkey, reason in refused.items():
         print(f"refused {hotkey.encode('unicode_escape').decode()}: {reason}")
+    for hotkey, reason in ignored.items():
+        print(f"ignored of {hotkey}: {reason}")
     for group in collected.same_payload:
         print(f"same payload: {', '.join(group)}")
 

@@ -10,11 +10,13 @@ from gen404_dagster.assets.common import adopted, commit, described, is_adopted,
 from gen404_dagster.assets.describe import table
 from gen404_dagster.competition import leadership, models, paths
 from gen404_dagster.competition.commitments import Collected, collect_submissions
-from gen404_dagster.competition.models import LEADER, CompetitionStage, Seed, Stage, write_json, write_prompts
+from gen404_dagster.competition.models import LEADER, CompetitionStage, Hotkey, Seed, Stage, write_json, write_prompts
 from gen404_dagster.competition.prompts import draw_prompts
-from gen404_dagster.competition.stages import Do, Lane, next_step, token
+from gen404_dagster.competition.stages import Do, Lane, Wait, next_step, token
+from gen404_dagster.errors import Unavailable
 from gen404_dagster.resources.chain import Head
 from gen404_dagster.resources.configured import (
+    TOKEN_TAG,
     CdnResource,
     ChainResource,
     EntropyResource,
@@ -150,6 +152,7 @@ def _opening(
     files[paths.STATE] = write_json(models.STATE, stage)
     lines = [f"Block {head.block}, seed {seed}, {len(prompts)} prompts."]
     lines += [f"Refused {hotkey}: {reason}" for hotkey, reason in sorted(collected.refused.items())[:50]]
+    lines += [f"Ignored of {hotkey}: {reasons}" for hotkey, reasons in _ignored(collected)[:50]]
     lines += [f"Same payload: {', '.join(group)}" for group in collected.same_payload[:50]]
     if not count:
         lines.append("Nobody challenges: the leader defends.")
@@ -161,9 +164,16 @@ def _opening(
 def _refusals(collected: Collected) -> dict[str, dg.MetadataValue]:
     rows = [{"hotkey": hotkey, "reason": reason} for hotkey, reason in sorted(collected.refused.items())]
     told: dict[str, dg.MetadataValue] = {"refused": dg.MetadataValue.int(len(rows)), "refusals": table(rows)}
+    if collected.ignored:
+        told["ignored"] = table([{"hotkey": hotkey, "reason": reasons} for hotkey, reasons in _ignored(collected)])
     if collected.same_payload:
         told["same_payload"] = table([{"hotkeys": ", ".join(group)} for group in collected.same_payload])
     return told
+
+
+def _ignored(collected: Collected) -> list[tuple[Hotkey, str]]:
+    """What did not count of hotkeys that have a submission all the same."""
+    return [(hotkey, "; ".join(reasons)[:500]) for hotkey, reasons in sorted(collected.ignored.items())]
 
 
 @dg.multi_asset(
@@ -205,7 +215,13 @@ def stage(  # type: ignore[no-untyped-def]
         )
 
     now = read_round(repository.head())
-    commit(context, repository, Step(number, "advance", token(now.state)), advance)
+    advanced = commit(context, repository, Step(number, "advance", token(now.state)), advance)
+    if advanced is None and TOKEN_TAG in context.run.tags:
+        after = read_round(repository.head(fetch=False))
+        still = next_step(after, head.block)[Lane.MAIN]
+        # The sensor saw a later block through another node. To end well would count as a run without progress.
+        if after.number == number and isinstance(still, Wait) and still.until is not None:
+            raise Unavailable(f"the node that answered is only at block {head.block}: the stage ends at {still.until}")
     yield described("stage", repository, number)
 
 

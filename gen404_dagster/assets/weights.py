@@ -96,7 +96,11 @@ def weights(  # type: ignore[no-untyped-def]
     again = retry_block(plan.block, chance, rules)
     sent = plan.model_copy(update={"outcome": Outcome.SENT, "note": "no answer yet", "retry_block": again})
     history.append(sent)
-    answer = signer.set_weights(plan.weights)
+    try:
+        answer = signer.set_weights(plan.weights)
+    except OperatorError as error:  # the key cannot be opened: nothing was sent
+        history.append(sent.model_copy(update={"outcome": Outcome.FAILED, "note": str(error)}))
+        raise
     context.log.info(f"weights {plan.weights} at block {plan.block}: {answer.note}")
     told = _watch(asked, hotkey, sent, rules.weights_confirm_blocks if answer.accepted else 0, answer.note)
     history.append(told)

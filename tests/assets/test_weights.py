@@ -12,6 +12,7 @@ import pytest
 
 from gen404_dagster.assets.weights import weights
 from gen404_dagster.competition.weights import Attempt, Outcome
+from gen404_dagster.errors import OperatorError
 from gen404_dagster.resources.chain import Sent, SimulatedChain, SimulatedValidator
 from gen404_dagster.resources.configured import NO_ROUND, WEIGHTS_LANE, build_resources
 from gen404_dagster.resources.weights_history import WeightsHistory
@@ -142,6 +143,23 @@ class Deaf(dg.ConfigurableResource):
             return Sent(False, "no answer")
 
 
+class Locked(dg.ConfigurableResource):
+    """A validator whose public address is known, and whose key is not."""
+
+    set_weights: bool = True
+    hotkey: str
+
+    def get(self, chain: object) -> "Locked.Signer":
+        return Locked.Signer(self.hotkey)
+
+    class Signer:
+        def __init__(self, hotkey: str) -> None:
+            self.hotkey = hotkey
+
+        def set_weights(self, given: Mapping[int, float]) -> Sent:
+            raise OperatorError("the hotkey cannot be opened")
+
+
 def test_by_default_weights_are_planned_and_nothing_is_sent(world: World, pipeline: Make) -> None:
     made = pipeline(world, set_weights=False, wallet_name="")
     before = made.on_chain
@@ -232,6 +250,17 @@ def test_a_failure_is_shown_and_tried_again_after_4_to_6_minutes(world: World, p
     made.run()
     assert made.outcomes() == [Outcome.FAILED, Outcome.CONFIRMED]
     assert made.on_chain[0] == first + 30
+
+
+def test_a_key_that_cannot_be_opened_is_recorded_as_a_failure_that_says_so(world: World, pipeline: Make) -> None:
+    made = pipeline(world)
+    result = made.run(validator=Locked(hotkey=made.validator))
+    assert not result.success
+    (told,) = made.history.attempts()
+    assert (told.outcome, told.note) == (Outcome.FAILED, "the hotkey cannot be opened")
+    made.later(31)
+    made.run()
+    assert made.outcomes() == [Outcome.FAILED, Outcome.CONFIRMED]
 
 
 @pytest.mark.parametrize("arrived", [True, False])

@@ -88,7 +88,7 @@ def test_commitments_reads_a_dump_as_a_round_does(tmp_path: Path) -> None:
     raw = text.encode()
     prefix = (len(raw) << 2 | 1).to_bytes(2, "little")
     dump = {
-        hotkeys[0]: [[10, text]],
+        hotkeys[0]: [[10, text], [11, "[]"], [12, 7]],
         hotkeys[1]: [[11, "0x" + (prefix + raw).hex()]],
         hotkeys[2]: [[12, "0xff"]],
         hotkeys[3]: [[13, "not json"]],
@@ -103,6 +103,16 @@ def test_commitments_reads_a_dump_as_a_round_does(tmp_path: Path) -> None:
     assert found["submissions"][hotkeys[1]]["commit"] == commit
     assert set(found["refused"]) == set(hotkeys[2:])
     assert "window" in found["refused"][hotkeys[4]]
+    assert found["ignored"] == {hotkeys[0]: "block 11: a JSON list, not an object; [12, 7] is no [block, text]"}
+
+
+def test_commitments_shows_an_address_as_it_is_written(tmp_path: Path) -> None:
+    url = "https://cdn.example.org/[red]a[/x]"
+    text = json.dumps({"repo": "own/er", "commit": "a" * 40, "cdn_url": url})
+    (tmp_path / "dump.json").write_text(json.dumps({"5" + "A" * 47: [[10, text]]}))
+    done = gen404("commitments", str(tmp_path / "dump.json"), COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    assert url in done.stdout
 
 
 def test_fetch_refuses_a_private_address_and_fetches_it_when_allowed(tmp_path: Path) -> None:

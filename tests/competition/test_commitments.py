@@ -193,9 +193,9 @@ BOMBS = [
 
 @pytest.mark.parametrize("text", BOMBS, ids=lambda text: ascii(text[:12]))
 def test_a_bomb_costs_only_its_commitment_and_no_time(text: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()  # the machine may be busy with more
     found = collect({A: [(150, text)], B: [(150, commitment())]})
-    assert time.perf_counter() - begun < 0.5
+    assert time.process_time() - begun < 0.5
     assert list(found.submissions) == [B]
     assert "block 150: " in found.refused[A]
     assert len(found.refused[A]) <= 500

@@ -1,7 +1,7 @@
 """A scripted Substrate node on loopback: JSON-RPC over a websocket, for the unmodified SDK as its client.
 
 Storage answers are SCALE bytes under real storage keys (`runtime_metadata`). What a test scripts are the heads and the
-faults: `finalized`, `lag`, `fork`, `age_seconds`, `stall`, `hang_up`, `refuse`, `nonsense`.
+faults: `finalized`, `lag`, `fork`, `age_seconds`, `answer_seconds`, `stall`, `hang_up`, `refuse`, `nonsense`.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class SubtensorNode:
         import bittensor_core
 
         self.chain, self.fork, self.finalized, self.lag = chain, "", finalized, 3
-        self.age_seconds = 12.0
+        self.age_seconds, self.answer_seconds = 12.0, 0.0
         self.state: dict[Key, object] = {}
         self.later: list[tuple[int, Key, object]] = []
         self.stall: set[str] = set()
@@ -147,6 +147,7 @@ class SubtensorNode:
                         answer["result"] = self._answer(method, params)
                     except LookupError as error:
                         answer["error"] = {"code": -32601, "message": str(error)}
+                await asyncio.sleep(self.answer_seconds)
                 await socket.send(json.dumps(answer))
                 if method == "author_submitAndWatchExtrinsic":
                     landed = {"finalized": self.hash_of(self.finalized)}

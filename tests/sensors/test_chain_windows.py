@@ -22,6 +22,7 @@ from gen404_dagster.resources import configured
 from gen404_dagster.resources.chain.bittensor import BittensorChain
 from gen404_dagster.resources.configured import build_resources
 from gen404_dagster.resources.weights_history import WeightsHistory
+from gen404_dagster.sensors import decision
 from gen404_dagster.sensors.round_sensor import make_round_sensor
 from gen404_dagster.sensors.weights_sensor import set_weights
 from gen404_dagster.settings import Settings
@@ -215,6 +216,47 @@ def test_commitments_count_up_to_the_finalized_block_at_which_the_window_is_judg
     assert f"Refused {late}: no valid repo, commit, cdn_url; 1 outside the window" in commit
     pipeline.run(instance, request)
     assert len(pipeline.log()) == 1
+
+
+def test_a_commitment_that_does_not_count_is_told_although_its_hotkey_has_a_submission(
+    pipeline: Pipeline, node: SubtensorNode, instance: dg.DagsterInstance
+) -> None:
+    owner, miner = address("owner"), address("miner")
+    node.register(NETUID, owner, miner)
+    node.reveal(NETUID, miner, (bytes(payload("aa")), LATEST - 100), (b"\xff\xfe", LATEST - 90), (b"[]", LATEST - 80))
+    node.finalized = LATEST
+    (request,) = pipeline.tick(instance)
+    assert pipeline.run(instance, request)
+    assert list(json.loads(pipeline.read(paths.submissions(0)))) == [miner]
+    why = f"block {LATEST - 90}: not UTF-8; block {LATEST - 80}: a JSON list, not an object"
+    assert f"Ignored of {miner}: {why}" in pipeline.log()[0]
+    event = instance.get_latest_materialization_event(dg.AssetKey("submissions"))
+    assert event is not None
+    assert event.asset_materialization is not None
+    (row,) = event.asset_materialization.metadata["ignored"].records  # type: ignore[union-attr]
+    assert row.data == {"hotkey": miner, "reason": why}
+
+
+def test_runs_that_meet_a_node_behind_the_sensors_do_not_use_up_the_lanes_tries(
+    pipeline: Pipeline, node: SubtensorNode, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decision, "FIRST_PAUSE_SECONDS", 0.0)
+    owner, miner = address("owner"), address("miner")
+    node.register(NETUID, owner, miner)
+    node.reveal(NETUID, miner, (bytes(payload("aa")), LATEST - 100))
+    node.finalized = LATEST
+    (request,) = pipeline.tick(instance)
+    assert pipeline.run(instance, request)
+    for _ in range(4):
+        node.finalized = DEADLINE
+        (request,) = pipeline.tick(instance)
+        node.finalized = DEADLINE - 1  # another node answers the run, a block behind
+        assert not pipeline.run(instance, request)
+    assert len(pipeline.log()) == 1
+    node.finalized = DEADLINE
+    (request,) = pipeline.tick(instance)
+    assert pipeline.run(instance, request)
+    assert pipeline.log()[-1].startswith("Begin downloading of round 0")
 
 
 def test_over_sixty_random_heads_and_faults_each_stage_moves_once_and_never_early(

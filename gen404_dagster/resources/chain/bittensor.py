@@ -189,11 +189,11 @@ class BittensorChain:
 
     def ask(self, question: Callable[[Contact], Awaitable[T]], seconds: float) -> T:
         """The answer of the first endpoint that can be believed. Raises Unavailable saying what was wrong with each."""
-        return in_own_loop(self._ask(question), seconds, f"the chain did not answer within {seconds:g} s")
+        return in_own_loop(self._ask(question, seconds), seconds, f"the chain did not answer within {seconds:g} s")
 
-    async def _ask(self, question: Callable[[Contact], Awaitable[T]]) -> T:
-        faults = []
-        for endpoint in self._endpoints:
+    async def _ask(self, question: Callable[[Contact], Awaitable[T]], seconds: float) -> T:
+        faults, ends = [], time.monotonic() + seconds
+        for position, endpoint in enumerate(self._endpoints):
             host = urlsplit(endpoint).hostname
             count, pause_ends = self._failures.get(endpoint, (0, 0.0))
             if (left := pause_ends - time.monotonic()) > 0:
@@ -202,8 +202,10 @@ class BittensorChain:
             # Counted before the answer: a call that the total time cuts short has failed too.
             pause = min(LONGEST_PAUSE_SECONDS, 5.0 * 2.0 ** min(count, 10))
             self._failures[endpoint] = (count + 1, time.monotonic() + pause)
+            # Slow in every call, it must not use up the time of those after it.
+            share = (ends - time.monotonic()) / (len(self._endpoints) - position)
             try:
-                async with self._contact(endpoint) as contact:
+                async with self._contact(endpoint, share) as contact:
                     answer = await question(contact)
             except Gen404Error:
                 raise
@@ -224,12 +226,15 @@ class BittensorChain:
         return f"failed: {words or type(error).__name__}"
 
     @asynccontextmanager
-    async def _contact(self, endpoint: str) -> AsyncIterator[Contact]:
+    async def _contact(self, endpoint: str, seconds: float) -> AsyncIterator[Contact]:
+        """`seconds`: longest time until it is believed."""
         substrate, close = _connection(endpoint)
         try:
-            async with asyncio.timeout(self._call_seconds):
-                await substrate.connect()
-            yield await self._believed(endpoint, substrate)
+            async with asyncio.timeout(seconds):
+                async with asyncio.timeout(self._call_seconds):
+                    await substrate.connect()
+                contact = await self._believed(endpoint, substrate)
+            yield contact
         finally:
             # A close with a request outstanding may hang: what is left ends with the loop.
             with suppress(Exception):
@@ -300,7 +305,11 @@ class BittensorValidator:
     def hotkey(self) -> Hotkey:
         """From the public file beside the key where there is one, else from the key."""
         wallet = self._wallet()
-        for read in (lambda: wallet.hotkeypub, lambda: wallet.hotkey):
+        return self._open(lambda: wallet.hotkeypub, lambda: wallet.hotkey)
+
+    def _open(self, *keys: Callable[[], Any]) -> Hotkey:
+        """Address of the first of these keys that can be read. Raises OperatorError."""
+        for read in keys:
             try:
                 return str(read().ss58_address)
             except Exception as error:  # of many kinds, some of which name what a key file holds
@@ -313,8 +322,8 @@ class BittensorValidator:
     def set_weights(self, weights: Mapping[int, float]) -> Sent:
         import bittensor
 
-        _ = self.hotkey  # what is wrong with the key is said before anyone is asked
         wallet, netuid = self._wallet(), self._chain.netuid
+        self._open(lambda: wallet.hotkey)  # what is wrong with the key is said before anyone is asked
 
         async def send(contact: Contact) -> Sent:
             version = int(await contact.query("SubtensorModule", "WeightsVersionKey", netuid) or 0)
@@ -397,27 +406,27 @@ def shares(row: Mapping[int, int]) -> dict[int, float]:
 
 
 def in_own_loop(work: Awaitable[T], seconds: float, late: str) -> T:
-    """Run to the end in a thread of its own, but wait no longer than `seconds` for it. Raises Unavailable.
+    """Run in a thread of its own, but wait no longer than `seconds` for the answer. Raises Unavailable.
 
-    A name that does not resolve holds its loop for longer than any timeout inside it: that thread is left behind and
-    ends by itself.
+    A name that does not resolve holds up the end of its loop for longer than any timeout inside it, also when another
+    endpoint has answered: that thread is left behind and ends by itself.
     """
     result: list[T] = []
     errors: list[BaseException] = []
+    answered = threading.Event()
 
-    async def bounded() -> T:
-        async with asyncio.timeout(seconds):
-            return await work
-
-    def run() -> None:
+    async def bounded() -> None:
         try:
-            result.append(asyncio.run(bounded()))
+            async with asyncio.timeout(seconds):
+                result.append(await work)
         except BaseException as error:
             errors.append(error)
+        answered.set()
 
-    thread = threading.Thread(target=run, name="chain", daemon=True)
+    thread = threading.Thread(target=asyncio.run, args=(bounded(),), name="chain", daemon=True)
     thread.start()
-    thread.join(seconds + CLOSE_SECONDS + 1)
+    answered.wait(seconds + CLOSE_SECONDS + 1)
+    thread.join(CLOSE_SECONDS)
     if result:
         return result[0]
     if errors and not isinstance(errors[0], TimeoutError):

@@ -72,5 +72,8 @@ class Validator(Protocol):
         ...
 
     def set_weights(self, weights: Mapping[int, float]) -> Sent:
-        """Sign and send, once: never again by itself. An outage is an answer that was not accepted."""
+        """Sign and send, once: never again by itself. An outage is an answer that was not accepted.
+
+        Raises OperatorError when the key cannot be opened: nothing was sent.
+        """
         ...
