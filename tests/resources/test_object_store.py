@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -33,6 +34,7 @@ from gen404_dagster.resources.object_store.s3 import S3ObjectStore, TunedS3Resou
 from gen404_dagster.settings import load_settings
 from tests.resources.seaweed import ACCESS_KEY_ID, SECRET_ACCESS_KEY, Seaweed, unfinished_uploads
 from tests.resources.wire import Wire, wire_to
+from tests.waiting import wait_for
 
 GLB = "model/gltf-binary"
 KEY = "rounds/7/5ABC/submitted/p1.glb"
@@ -232,7 +234,6 @@ def test_facts_that_are_lost_or_of_another_file_are_computed_again(tmp_path: Pat
 WRITER = """
 import sys
 from pathlib import Path
-from threading import Barrier
 from gen404_dagster.resources.object_store import LocalObjectStore
 
 store = LocalObjectStore(Path(sys.argv[1]), "http://127.0.0.1:1")
@@ -263,7 +264,6 @@ def test_a_killed_writer_leaves_nothing_visible_and_is_swept(tmp_path: Path) -> 
 BUSY_WRITER = """
 import sys
 from pathlib import Path
-from threading import Barrier
 from gen404_dagster.resources.object_store import LocalObjectStore
 
 store = LocalObjectStore(Path(sys.argv[1]), "http://127.0.0.1:1")
@@ -280,7 +280,8 @@ def test_objects_are_whole_at_any_moment_of_killed_writers(tmp_path: Path) -> No
     for name in "abc":
         with (tmp_path / name).open("w") as out:
             writer = subprocess.Popen([sys.executable, "-c", BUSY_WRITER, str(store.root), name], stdout=out)
-        time.sleep(0.35 + dice.uniform(0, 0.2))
+        wait_for(lambda told=tmp_path / name: told.stat().st_size > 0)  # type: ignore[misc]
+        time.sleep(dice.uniform(0, 0.2))
         writer.kill()
         writer.wait()
         said = (tmp_path / name).read_text().split("\n")[:-1]
@@ -404,6 +405,35 @@ def test_the_claim_of_a_dead_writer_is_waited_for_and_then_taken(
     assert claims(bucket) == unfinished_uploads(bucket) == []
 
 
+def test_of_the_writers_that_follow_a_dead_one_one_is_next(s3_server: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Aged(S3ObjectStore):
+        """Every first claim is an hour old."""
+
+        def ask(self, operation: str, **parameters: object) -> dict[str, Any]:
+            answer = super().ask(operation, **parameters)
+            if operation == "get_object" and str(parameters["Key"]).endswith(".0"):
+                answer["LastModified"] -= timedelta(hours=1)
+            return answer
+
+    monkeypatch.setattr(s3, "CLAIM_WAIT_SECONDS", 0.3)
+    bucket = Aged(s3_server.client, s3_server.make_bucket(), "https://cdn.test")
+    together = Barrier(6)
+
+    def is_next(key: str, number: int) -> bool:
+        together.wait()
+        try:
+            bucket.claim(key, f"content {number}")
+        except Unavailable:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        for turn in range(3):
+            key = f"{turn}.glb"
+            bucket.claim(key, "content of the dead")
+            assert sum(pool.map(is_next, [key] * 6, range(6))) == 1
+
+
 def claims(bucket: S3ObjectStore) -> list[str]:
     return [entry["Key"] for entry in bucket.ask("list_objects_v2", Prefix=".claims/").get("Contents", ())]
 
@@ -473,6 +503,22 @@ def test_what_a_killed_writer_left_in_s3_is_invisible_and_swept_when_old(
     S3ObjectStore(bucket._client, bucket.bucket, bucket.base_url, abandoned_after=timedelta(0))
     assert unfinished_uploads(bucket) == []
     assert bucket.put("half.glb", b"whole", GLB).size == 5
+
+
+def test_an_upload_that_is_swept_while_it_goes_on_is_an_outage(bucket: S3ObjectStore) -> None:
+    late = bucket.writer(KEY, GLB)
+    late.write(bytes(PART))
+    bucket.sweep(timedelta(0))
+    with pytest.raises(Unavailable, match=f"object {KEY}: its upload was dropped by the object store"):
+        late.write(bytes(PART))
+    late.abort()
+    late = bucket.writer(KEY, GLB)
+    late.write(bytes(PART))
+    bucket.sweep(timedelta(0))
+    with pytest.raises(Unavailable, match="its upload was dropped"):
+        late.commit()
+    late.abort()
+    assert bucket.stat(KEY) is None
 
 
 @pytest.mark.parametrize("lost", [b"PUT ", b"POST "], ids=["a put", "the end of an upload"])

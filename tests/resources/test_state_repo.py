@@ -1,6 +1,7 @@
 """The state repository against real git: remotes on disk, second writers, races of processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from gen404_dagster.errors import OperatorError, StateFileError, Unavailable
 from gen404_dagster.resources.state_repo import Change, Snapshot, StateRepository, Step, trees
+from gen404_dagster.resources.state_repo import git as running
 from gen404_dagster.resources.state_repo import repository as door
 
 
@@ -257,6 +259,63 @@ def test_a_killed_reading_process_is_started_again(repository: StateRepository) 
     assert reading is not None
     os.kill(reading.proc.pid, signal.SIGKILL)
     assert head.read("state.json") == '{"current_round": 0}'
+
+
+def test_a_damaged_file_is_not_read_as_a_shorter_one(repository: StateRepository, remote: Path, tmp_path: Path) -> None:
+    prompts = "".join(f"https://example.org/{os.urandom(8).hex()}.png\n" for _ in range(4000))
+    repository.commit(Step(1, "x", "1"), writes("prompts.txt", prompts, "Add prompts"))
+    sha = git("rev-parse", "main:prompts.txt", at=remote).strip()
+    file = repository.mirror / "objects" / sha[:2] / sha[2:]
+    whole = file.read_bytes()
+    file.chmod(0o644)
+    for damaged in (whole[: len(whole) // 2], whole[:-4] + b"1234", whole[:40_000] + b"!" + whole[40_001:], b""):
+        file.write_bytes(damaged)
+        with pytest.raises(OperatorError, match=r"prompts\.txt: object .* cannot be read; delete .*mirror\.git"):
+            repository.head().read("prompts.txt")
+        assert repository.head().read("state.json") == '{"current_round": 0}'
+    file.write_bytes(whole)
+    assert repository.head().read("prompts.txt") == prompts
+
+
+@pytest.mark.parametrize("damage", ["HEAD", "objects", "refs", "config", "nonsense", "a file"])
+def test_a_mirror_that_is_not_whole_is_named(
+    repository: StateRepository, remote: Path, tmp_path: Path, damage: str
+) -> None:
+    repository.head()
+    mirror = repository.mirror
+    if damage == "nonsense":
+        (mirror / "config").write_text("[core\n")
+    elif damage == "a file":
+        shutil.rmtree(mirror)
+        mirror.write_text("")
+    elif (mirror / damage).is_dir():
+        shutil.rmtree(mirror / damage)
+    else:
+        (mirror / damage).unlink()
+    before = sorted(mirror.parent.iterdir())
+    with pytest.raises(OperatorError, match=r"mirror\.git cannot be used .* delete it, it is only a copy"):
+        StateRepository(str(remote), mirror)
+    assert sorted(mirror.parent.iterdir()) == before
+
+
+def test_a_full_disk_is_an_outage(repository: StateRepository, remote: Path) -> None:
+    said = "error: unable to write loose object file: No space left on device; fatal: unpack-objects failed"
+    fault = running.Git(str(remote), repository.mirror).fault(said)
+    assert isinstance(fault, Unavailable)
+    assert str(fault).startswith(f"{repository.mirror} cannot be written: ")
+    limited = (
+        "import os, resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        "from pathlib import Path; from gen404_dagster.errors import Unavailable;"
+        "from gen404_dagster.resources.state_repo import Change, StateRepository, Step;"
+        "state = StateRepository(sys.argv[1], Path(sys.argv[2]))\n"
+        "try: state.commit(Step(1, 'x', '1'), lambda _: Change({'a': os.urandom(200_000).hex()}, 'A'))\n"
+        "except Unavailable as error: print(error)"
+    )
+    command = [sys.executable, "-c", limited, str(remote), str(repository.mirror)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told == f"{repository.mirror} cannot be written: File too large\n"
+    assert log_of(remote) == ["Start the competition"]
 
 
 def test_many_reads_are_fast(repository: StateRepository) -> None:

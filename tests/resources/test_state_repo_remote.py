@@ -166,6 +166,9 @@ def test_a_probe_pushes_and_leaves_nothing_or_says_why_not(repository: StateRepo
         ("https://ghp_abc123@github.com/a/b", r"holds credentials.*https://github.com/a/b.*set GITHUB_TOKEN"),
         ("https://robot:ghp_abc123@github.com/a/b.git", "holds credentials"),
         ("ssh://git:ghp_abc123@github.com/a/b.git", "holds credentials"),
+        ("https://robot:ghp_@abc123@github.com/a/b.git", r"holds credentials.*\(https://github.com/a/b.git\)"),
+        ("https://robot:ghp_/abc123@github.com/a/b.git", "GEN404_STATE_REPO is not an address: it looks like"),
+        ("https://[abc123/a/b", "GEN404_STATE_REPO is not an address"),
         ("http://github.com/a/b.git", "GITHUB_TOKEN is not sent in clear text to http://github.com"),
     ],
 )
@@ -195,14 +198,18 @@ def test_the_token_is_nowhere_to_be_seen(
     seen: set[str] = set()
     done = threading.Event()
 
+    def look() -> None:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                seen.add(" ".join(process.cmdline()))
+            except psutil.Error:
+                continue
+
     def watch() -> None:
         while not done.is_set():
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    seen.add(" ".join(process.cmdline()))
-                except psutil.Error:
-                    continue
+            look()
 
+    server.during = look  # a busy machine may not come to watch in time
     watching = threading.Thread(target=watch)
     watching.start()
     said: list[str] = []
@@ -244,7 +251,7 @@ def test_nobody_is_asked_and_nothing_hangs(server: GitServer, data: Path, monkey
         monkeypatch.setattr(running, "STALL_SECONDS", 60)
         ask = running.Git(address, data / "a.git").ask
         assert ask("ls-remote", running.REMOTE, timeout=0.5)[2] == "git ls-remote was given up after 0 s"
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 # A network that fails

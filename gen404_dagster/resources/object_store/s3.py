@@ -10,9 +10,9 @@ when the metadata is long written: it stands in an object of its own below `.fac
 missing there is computed. https://developers.cloudflare.com/r2/api/s3/api/
 
 SeaweedFS (4.48) looks at the condition of an upload's end before it moves the object there, and not again: of writers
-that end their uploads at the same moment several are told that theirs is the object. The condition of a put it keeps. So
-a writer puts a claim below `.claims/` before it ends its upload. What remains open there is an object in one piece and
-one in parts that race for one key.
+that end their uploads at the same moment several are told that theirs is the object. Of a put it keeps `If-None-Match`,
+but not `If-Match`. So a writer puts a claim below `.claims/` before it ends its upload, and beside that of a dead writer
+a second one. What remains open there is an object in one piece and one in parts that race for one key.
 """
 
 import base64
@@ -20,7 +20,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -216,31 +216,37 @@ class S3ObjectStore:
             fault = Unavailable(f"the object store at R2_ENDPOINT does not answer ({type(error).__name__})")
         raise fault  # outside of `except`: tracebacks are stored, and what a server says may repeat the key
 
-    def claim(self, key: str, sha256: str) -> None:
+    def claim(self, key: str, sha256: str) -> Sequence[str]:
         """Be the only content that may come to a key: returns when it is, or when the object is there.
 
-        Whoever has the same content shares the claim. Raises Unavailable while another holds it.
+        Whoever has the same content shares the claim. Returns the claims to `release`: those of dead writers, and the
+        last. Raises Unavailable while another holds it.
         """
-        mine, place = sha256.encode(), _claim_key(key)
+        mine, places = sha256.encode(), [_claim_key(key, 0)]
         deadline = time.monotonic() + CLAIM_WAIT_SECONDS
         while time.monotonic() < deadline:
-            if self._claimed(place, mine, {"IfNoneMatch": "*"}):
-                return
-            try:
-                found = self.ask("get_object", Key=place)
+            try:  # R2 takes few writes to one key, and many reads
+                found = self.ask("get_object", Key=places[-1])
                 theirs = found["Body"].read(CHUNK_BYTES)
-            except (_Missing, HTTPError, BotoCoreError, OSError):  # released in this moment, or broken off
+            except _Missing:
+                if self._claimed(places[-1], mine):
+                    return places
                 continue
-            dead = _now(found) - found["LastModified"] >= timedelta(seconds=CLAIM_SECONDS)
-            if theirs == mine or (dead and self._claimed(place, mine, {"IfMatch": found["ETag"]})) or self.exists(key):
-                return
-            time.sleep(0.2)
+            except (HTTPError, BotoCoreError, OSError):  # broken off
+                continue
+            if _now(found) - found["LastModified"] >= timedelta(seconds=CLAIM_SECONDS):
+                places.append(_claim_key(key, len(places)))
+            elif theirs == mine or self.exists(key):
+                return places
+            else:
+                time.sleep(0.2)
         raise Unavailable(f"object {key}: another writer is about to store it")
 
-    def release(self, key: str) -> None:
-        """End the claim to an object that is there."""
-        with suppress(Gen404Error):  # then it dies of age
-            self.ask("delete_object", Key=_claim_key(key))
+    def release(self, places: Sequence[str]) -> None:
+        """End the claims to an object that is there."""
+        for place in places:
+            with suppress(Gen404Error):  # then it dies of age
+                self.ask("delete_object", Key=place)
 
     def keep_digest(self, key: str, etag: str, sha256: str) -> None:
         """Remember the digest of an object that was stored in parts."""
@@ -248,10 +254,10 @@ class S3ObjectStore:
         with suppress(Gen404Error):  # only saves computing it
             self.ask("put_object", Key=_facts_key(key), Body=facts, ContentType="application/json", **_md5(facts))
 
-    def _claimed(self, place: str, mine: bytes, condition: dict[str, str]) -> bool:
+    def _claimed(self, place: str, mine: bytes) -> bool:
         try:
-            self.ask("put_object", Key=place, Body=mine, ContentType="text/plain", **condition, **_md5(mine))
-        except (_Taken, _Missing):
+            self.ask("put_object", Key=place, Body=mine, ContentType="text/plain", IfNoneMatch="*", **_md5(mine))
+        except _Taken:
             return False
         return True
 
@@ -312,6 +318,7 @@ class S3Writer:
         self._size = 0
         self._upload: str | None = None
         self._parts: list[dict[str, object]] = []
+        self._claims: Sequence[str] = ()
         self._stored: StoredObject | None = None
         self._turn = threading.Lock()  # a cancelled caller aborts while a thread of its still writes
 
@@ -325,7 +332,10 @@ class S3Writer:
                 self._buffer += rest[:room]
                 rest = rest[room:]
                 if len(self._buffer) == PART_BYTES:
-                    self._send_part()
+                    try:
+                        self._send_part()
+                    except _Dropped:
+                        raise self._dropped() from None
 
     def commit(self) -> StoredObject:
         with self._turn:
@@ -373,9 +383,8 @@ class S3Writer:
         else:
             return stored
         if present is None:
-            raise Unavailable(f"object {self.key}: its upload was dropped by the object store")
-        if self._upload is not None:
-            self._store.release(self.key)
+            raise self._dropped()
+        self._store.release(self._claims)
         if (present.size, present.sha256) != (stored.size, stored.sha256):
             raise ObjectExists(f"object {self.key}: its place is taken by other content, and objects are written once")
         return present
@@ -384,7 +393,7 @@ class S3Writer:
         if self._buffer:
             self._send_part()
         if self._condition:
-            self._store.claim(self.key, stored.sha256)
+            self._claims = self._store.claim(self.key, stored.sha256)
         etag = self._store.ask(
             "complete_multipart_upload",
             Key=self.key,
@@ -393,9 +402,11 @@ class S3Writer:
             **self._condition,
         )["ETag"]
         self._upload = None
-        if self._condition:
-            self._store.release(self.key)
+        self._store.release(self._claims)
         self._store.keep_digest(self.key, etag, stored.sha256)
+
+    def _dropped(self) -> Unavailable:
+        return Unavailable(f"object {self.key}: its upload was dropped by the object store")
 
     def _send_part(self) -> None:
         if self._upload is None:
@@ -434,8 +445,9 @@ def _facts_key(key: str) -> str:
     return f"{_FACTS}{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 
-def _claim_key(key: str) -> str:
-    return f"{_CLAIMS}{hashlib.sha256(key.encode()).hexdigest()}"
+def _claim_key(key: str, number: int) -> str:
+    """Place of the first claim to a key, or of one beside those of dead writers."""
+    return f"{_CLAIMS}{hashlib.sha256(key.encode()).hexdigest()}.{number}"
 
 
 def _now(answer: dict[str, Any]) -> datetime:

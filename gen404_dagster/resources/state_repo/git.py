@@ -47,18 +47,25 @@ _NO_ACCESS = re.compile(
     r"|unable to find remote helper|support for password authentication was removed",
     re.I,
 )
+_DISK = re.compile(r"no space left on device|disk quota exceeded|read-only file system", re.I)
 _DAMAGED = re.compile(
     r"is corrupt|bad object|missing (blob|tree|commit|object)|inflate: |loose object|packfile .* cannot|unable to parse",
     re.I,
 )
-_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/@\s'\"]*@", re.I)
+_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s'\"]*@", re.I)
 
 
 def check_remote(remote: str, token: str = "") -> None:
     """Raise OperatorError for an address that holds credentials, or that would send the token in clear text."""
-    url = urlsplit(remote) if "://" in remote else None
-    if url is None:
+    if "://" not in remote:
         return
+    try:
+        url = urlsplit(remote)
+        is_address = url.port is None or url.port > 0
+    except ValueError:
+        is_address = False
+    if not is_address:  # outside of `except`: tracebacks are stored, and what is no port may be a password
+        raise OperatorError("GEN404_STATE_REPO is not an address: it looks like https://github.com/OWNER/NAME")
     if url.password is not None or (url.scheme in ("http", "https") and url.username is not None):
         raise OperatorError(
             "GEN404_STATE_REPO holds credentials, which logs and process lists would show: take out what stands before "
@@ -146,6 +153,8 @@ class Git:
             return Unavailable(f"{self.display} limits the rate of requests: {said}")
         if _NO_ACCESS.search(err):
             return OperatorError(f"{self.display} refuses access: {self._how_to_get_in(err)} ({said})")
+        if _DISK.search(err):
+            return Unavailable(f"{self.mirror} cannot be written: {said}")
         if _DAMAGED.search(err):
             return OperatorError(f"damaged objects: delete {self.mirror}, it is only a copy ({said})")
         if _NO_REPOSITORY.search(err):

@@ -7,6 +7,8 @@ would outlive a kill.
 import os
 from pathlib import Path
 
+from gen404_dagster.errors import Unavailable
+
 
 class Ref:
     def __init__(self, path: Path, mirror: Path) -> None:
@@ -14,19 +16,22 @@ class Ref:
 
     def read(self) -> str | None:
         try:
-            sha = self._path.read_text().strip()
+            sha = self._path.read_text(errors="replace").strip()
         except (FileNotFoundError, NotADirectoryError):
             return None
         return sha if len(sha) == 40 else None
 
     def write(self, sha: str) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._mirror / f"{self._path.name}.{os.getpid()}.tmp"
-        with fresh.open("w") as file:
-            file.write(f"{sha}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with fresh.open("w") as file:
+                file.write(f"{sha}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self._path)
+        except OSError as error:
+            raise Unavailable(f"{self._mirror} cannot be written: {error.strerror or error}") from error
 
     def clear(self) -> None:
         self._path.unlink(missing_ok=True)

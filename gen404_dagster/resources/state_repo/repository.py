@@ -18,12 +18,14 @@ there; else it is set aside under `refs/gen404/*/aside`, and the pipeline does t
 object store). A transition (a commit with state.json) never waits: nobody may act on a stage that others cannot see.
 """
 
+import configparser
 import hashlib
 import io
 import logging
 import os
 import random
 import re
+import shutil
 import time
 import uuid
 from collections import OrderedDict
@@ -321,8 +323,11 @@ class StateRepository:
         from gitdb.db import LooseObjectDB  # type: ignore[import-untyped]
 
         # In this process: GitPython's own store starts a git process for each object.
-        stored = LooseObjectDB(str(self.mirror / "objects")).store(IStream(kind, len(data), io.BytesIO(data)))
-        return str(stored.binsha.hex())
+        objects = LooseObjectDB(str(self.mirror / "objects"))
+        try:
+            return str(objects.store(IStream(kind, len(data), io.BytesIO(data))).binsha.hex())
+        except OSError as error:
+            raise Unavailable(f"{self.mirror} cannot be written: {error.strerror or error}") from error
 
     def _push(self, sha: str, branch: str = "") -> bool:
         """Move the remote's branch to `sha` if that is a fast-forward; False when the race is lost."""
@@ -425,15 +430,21 @@ class StateRepository:
 
     def _open(self) -> "Repo":
         try:
-            from git import Repo
+            from git import GitError, Repo
         except ImportError as error:
             raise OperatorError(f"git cannot be used, install it: {str(error).splitlines()[0]}") from error
-        if not (self.mirror / "config").is_file():
-            with self._exclusive():
-                if not (self.mirror / "config").is_file():
-                    self._create()
-        self._partial = REMOTE in (self.mirror / "config").read_text() and not self._git.is_path
-        repo = Repo(self.mirror)
+        try:
+            if not (self.mirror / "config").is_file():
+                with self._exclusive():
+                    if not (self.mirror / "config").is_file():
+                        self._create()
+            self._partial = REMOTE in (self.mirror / "config").read_text() and not self._git.is_path
+            repo = Repo(self.mirror)
+        except (GitError, configparser.Error, OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is not whole"
+            raise OperatorError(
+                f"{self.mirror} cannot be used ({why}): if it is damaged, delete it, it is only a copy"
+            ) from error
         repo.git.update_environment(**self._git.environment)
         return repo
 
@@ -444,7 +455,11 @@ class StateRepository:
             (fresh / folder).mkdir(parents=True)
         (fresh / "HEAD").write_text("ref: refs/heads/main\n")
         (fresh / "config").write_text(_MIRROR_CONFIG + ("" if self._git.is_path else _PARTIAL_CONFIG))
-        fresh.rename(self.mirror)
+        try:
+            fresh.rename(self.mirror)
+        except OSError:  # something else is there
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -520,7 +535,7 @@ class StateRepository:
         return found
 
     def _find(self, sha: str, name: str, attempts: int = 2) -> bytes | None:
-        """An object's bytes, None when the mirror does not have it."""
+        """An object's bytes, None when the mirror does not have it, or has it damaged."""
         with self._reading:
             for _ in range(attempts):
                 try:
@@ -528,9 +543,14 @@ class StateRepository:
                     if size > trees.MAX_FILE_BYTES:
                         most = trees.MAX_FILE_BYTES >> 20
                         raise StateFileError(f"{name}: {size} bytes, more than {most} MiB are not read")
-                    return self._repo.git.get_object_data(sha)[3]
+                    _, kind, _, data = self._repo.git.get_object_data(sha)
+                    named = hashlib.sha1(b"%s %d\0" % (os.fsencode(kind), len(data)), usedforsecurity=False)
+                    named.update(data)
+                    if named.hexdigest() == sha:  # git itself hands on what it can read of a damaged file
+                        return data
                 except (ValueError, OSError):  # git's reading process was killed, or the object is missing
-                    self._repo.git.clear_cache()
+                    pass
+                self._repo.git.clear_cache()
         return None
 
     def _blob(self, sha: str, snapshot: Snapshot, path: str) -> bytes:
