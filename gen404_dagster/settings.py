@@ -195,7 +195,8 @@ class Settings(BaseSettings):
     github_url: str = Field("", description="Address of GitHub's API; unset: api.github.com.")
     docker_image_template: str = Field(
         "registry.local/competition/{hotkey}:{tag}",
-        description="Name of a miner's docker image; {hotkey} is the first 10 characters, the whole is lower-cased.",
+        description="Name of a miner's docker image; {hotkey} is the first 10 characters, the whole is lower-cased. To be "
+        "set for builds on GitHub: where they push.",
     )
     allow_private_network: bool = Field(
         False, description="Only for simulations: http and loopback addresses are allowed for miners' URLs."

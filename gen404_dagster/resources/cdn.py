@@ -6,14 +6,19 @@ file a miner owes (assets), what is in it (`resources.renderer`).
 A host is resolved once for each connection, every address it has is checked, and the connection is made to a checked
 address: a name that resolves differently a moment later gains nothing. A redirect is a new URL from the miner: it is
 checked as the first one was. (The public service follows none.)
+
+A fault is a miner's for good. So before a silent host is one, somebody else must have answered meanwhile: another miner,
+or a host that the operator named. When this machine's own network is down nobody does.
 """
 
 import asyncio
 import errno
 import hashlib
 import ipaddress
+import math
 import os
 import random
+import re
 import socket
 import ssl
 import time
@@ -27,6 +32,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 import httpcore
 import httpx
@@ -44,7 +50,10 @@ Resolver = Callable[[str, int], Sequence[str]]
 MAX_URL_CHARS = 2048
 MAX_ADDRESSES = 4
 MAX_REDIRECTS = 3
+CONNECT_SECONDS = 10
 READ_BYTES = 256 * 1024
+LEAST_PIECE_BYTES, FREE_PIECES = 32, 4096
+"""Each piece of a body costs all downloads the same time, whatever its size: past the free ones a mean is asked for."""
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _ISATAP = {b"\0\0\x5e\xfe", b"\2\0\x5e\xfe"}  # RFC 5214, before the IPv4 address
@@ -64,6 +73,7 @@ _NEVER = [
         "fec0::/10",  # site-local
     )
 ]
+_PORTS = {"https": 443, "http": 80, "ssh": 22}
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _CONNECTION_FAULTS = {
     errno.ECONNREFUSED: "connection refused",
@@ -78,6 +88,26 @@ class RefusedDownload(MinerFault):
     """Another try would end the same: a refused address, a file that is too large, too slow in all."""
 
 
+def public_hosts(*addresses: str) -> list[str]:
+    """`host:port` of those addresses (URLs, or git's `user@host:path`) that name a machine of the internet."""
+    found = []
+    for address in addresses:
+        short = re.fullmatch(r"(?:[^/:@]+@)?([^/:@]+):(?!//).*", address)
+        with suppress(ValueError):
+            url = urlsplit(f"ssh://{short[1]}" if short else address)
+            port = url.port or _PORTS.get(url.scheme)
+            if url.hostname and port and "." in url.hostname and not _is_private(url.hostname):
+                found.append(f"{url.hostname}:{port}")
+    return list(dict.fromkeys(found))
+
+
+def _is_private(host: str) -> bool:
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return False
+
+
 def system_addresses(host: str, port: int) -> list[str]:
     """What the operating system resolves a name to."""
     return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
@@ -89,6 +119,7 @@ class Downloads:
     `download_concurrency` slots are shared by all miners, of which one host has at most `download_host_concurrency`.
     Each file starts after a pause of up to `download_jitter_seconds` drawn from `jitter`. A private network is only for
     simulations: then http and loopback or private addresses are allowed, link-local ones (metadata services) never.
+    `known_hosts` ("host:port") are the operator's own: when they are as silent as a miner's is, nobody is at fault.
     """
 
     def __init__(
@@ -98,17 +129,21 @@ class Downloads:
         jitter: random.Random | None = None,
         ssl_context: ssl.SSLContext | None = None,
         resolve: Resolver = system_addresses,
+        known_hosts: Sequence[str] = (),
     ) -> None:
         self.limits = limits
+        self._known_hosts = known_hosts
+        self._answered = -math.inf
+        self._asking = asyncio.Lock()
         self.allow_private_network = allow_private_network
         self._jitter = jitter or random.Random()
         self._slots = asyncio.Semaphore(limits.download_concurrency)
         self._host_slots: defaultdict[bytes, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(limits.download_host_concurrency)
         )
-        network = _GuardedNetwork(limits.download_concurrency, allow_private_network, resolve)
+        self._network = _GuardedNetwork(limits.download_concurrency, allow_private_network, resolve)
         self._client = httpx.AsyncClient(
-            transport=_GuardedTransport(limits.download_concurrency, network, ssl_context),
+            transport=_GuardedTransport(limits.download_concurrency, self._network, ssl_context),
             follow_redirects=False,
             trust_env=False,
             timeout=httpx.Timeout(limits.download_stall_seconds, pool=None),
@@ -130,7 +165,7 @@ class Downloads:
     ) -> StoredObject:
         """Download a miner's file into the store; what the store has is not fetched again.
 
-        Raises MinerFault with one line that says why when all tries failed.
+        Raises MinerFault with one line that says why when all tries failed, Unavailable when nobody can be reached.
         """
         present = await asyncio.to_thread(store.stat, key)
         if present is not None:
@@ -152,16 +187,32 @@ class Downloads:
     async def _try(self, url: httpx.URL, once: Callable[[], Awaitable[T]]) -> T:
         """The tries of one file, each in a slot of its host and a shared one; the pauses between them take none."""
         for attempt in range(1, self.limits.download_attempts + 1):
+            begun = time.monotonic()
             try:
                 async with self._host_slots[url.netloc], self._slots:
                     return await once()
             except RefusedDownload:
                 raise
-            except MinerFault:
+            except MinerFault as fault:
                 if attempt == self.limits.download_attempts:
+                    if await self._is_cut_off(begun):
+                        hosts = " nor ".join([url.host, *self._known_hosts])
+                        raise Unavailable(f"neither {hosts} answers: is this machine's network up?") from fault
                     raise
             await asyncio.sleep(self.limits.download_retry_seconds)
         raise AssertionError
+
+    async def _is_cut_off(self, since: float) -> bool:
+        """Whether nobody has answered since then, and none of the known hosts takes a connection now."""
+        if not self._known_hosts:
+            return False
+        async with self._asking:
+            for host in self._known_hosts:
+                if self._answered >= since:
+                    break
+                if await self._network.reaches(host):
+                    self._answered = time.monotonic()
+            return self._answered < since
 
     async def _into_store(self, url: httpx.URL, store: ObjectStore, key: str, content_type: str) -> StoredObject:
         sink = await asyncio.to_thread(store.writer, key, content_type)
@@ -241,7 +292,9 @@ class Downloads:
         seconds = 2 * self.limits.download_stall_seconds
         try:
             async with asyncio.timeout(seconds):
-                return await self._client.send(self._client.build_request("GET", url), stream=True)
+                response = await self._client.send(self._client.build_request("GET", url), stream=True)
+                self._answered = time.monotonic()
+                return response
         except TimeoutError as error:
             raise MinerFault(f"no answer within {seconds:g} s") from error
         except RefusedDownload as fault:
@@ -252,16 +305,19 @@ class Downloads:
     async def _body(self, response: httpx.Response, max_bytes: int, take: Take, deadline: asyncio.Timeout) -> int:
         """Size of a body, handed on. Each stretch of `download_stall_seconds` must bring enough."""
         stretch, least = self.limits.download_stall_seconds, self.limits.download_least_rate
-        size, waiting, had, since = 0, list[bytes](), 0, time.monotonic()
+        size, pieces, waiting, given, had, since = 0, 0, list[bytes](), 0, 0, time.monotonic()
         try:
             async for piece in response.aiter_raw():
                 size += len(piece)
+                pieces += 1
                 if size > max_bytes:
                     raise _too_large(max_bytes)
+                if pieces > FREE_PIECES + size // LEAST_PIECE_BYTES:
+                    raise RefusedDownload(f"sent in {pieces} pieces of {size / pieces:.0f} bytes")
                 waiting.append(piece)
-                if sum(map(len, waiting)) >= CHUNK_BYTES:
+                if size - given >= CHUNK_BYTES:
                     since += await _hand_on(waiting, take, deadline)
-                    waiting = []
+                    waiting, given = [], size
                 elapsed = time.monotonic() - since
                 if elapsed >= stretch:
                     if size - had < least * elapsed:
@@ -393,6 +449,21 @@ class _GuardedNetwork(httpcore.AnyIOBackend):
 
     async def connect_unix_socket(self, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
         raise RefusedDownload("refused address: a local socket")
+
+    async def reaches(self, host: str) -> bool:
+        """Whether `host:port`, an address of the operator's own, takes a connection."""
+
+        def connect() -> None:
+            name, _, port = host.rpartition(":")
+            socket.create_connection((name, int(port)), CONNECT_SECONDS).close()
+
+        try:
+            await asyncio.wait_for(
+                asyncio.get_running_loop().run_in_executor(self._resolvers, connect), 2 * CONNECT_SECONDS
+            )
+        except (OSError, ValueError):  # TimeoutError is an OSError
+            return False
+        return True
 
     async def _resolve(self, host: str, port: int, timeout: float | None) -> list[IPAddress]:
         look_up = partial(self._addresses, host, port)

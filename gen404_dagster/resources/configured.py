@@ -6,6 +6,7 @@ next share one network, one git mirror. https://docs.dagster.io/guides/build/ext
 """
 
 import os
+import re
 from collections.abc import AsyncIterator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
@@ -21,9 +22,9 @@ from gen404_dagster.competition.news import Kind
 from gen404_dagster.competition.stages import LANE_OF_JOB, Lane
 from gen404_dagster.errors import OperatorError
 from gen404_dagster.partitions import split_miner_key
-from gen404_dagster.resources.builds import BuildTracker, SimulatedBuilds
+from gen404_dagster.resources.builds import BuildTracker, SimulatedBuilds, check_template
 from gen404_dagster.resources.builds.github import GitHubBuilds, github_repository
-from gen404_dagster.resources.cdn import Downloads
+from gen404_dagster.resources.cdn import Downloads, public_hosts
 from gen404_dagster.resources.chain import Chain, SimulatedChain, SimulatedValidator, Validator
 from gen404_dagster.resources.chain.bittensor import BittensorChain, BittensorValidator
 from gen404_dagster.resources.embedder import Embedder, make_embedder
@@ -206,10 +207,12 @@ class CdnResource(dg.ConfigurableResource):
     """The guarded downloader of miners' files and prompt pictures."""
 
     allow_private_network: bool = False
+    known_hosts: list[str] = Field(default_factory=list)
 
     def get(self, limits: Limits, entropy: Entropy) -> Downloads:
         """Enter it (`async with`) where files are fetched."""
-        return Downloads(limits, self.allow_private_network, entropy.generator("download jitter"))
+        jitter = entropy.generator("download jitter")
+        return Downloads(limits, self.allow_private_network, jitter, known_hosts=self.known_hosts)
 
 
 class EntropyResource(dg.ConfigurableResource):
@@ -483,6 +486,12 @@ def _secret(variable: str, value: SecretStr) -> Any:
     return dg.EnvVar(variable)
 
 
+def _endpoints(addresses: str) -> Any:
+    """The chain's endpoints, which may hold a provider's key in what follows or precedes the host."""
+    only_hosts = all(re.fullmatch(r"wss?://[\w.:\[\]-]+/?", address.strip()) for address in addresses.split(","))
+    return addresses if only_hosts else _secret("SUBTENSOR_ENDPOINT", SecretStr(addresses))
+
+
 def open_store(settings: Settings) -> ObjectStore:
     """The configured store, for code outside of Dagster's runs."""
     store = _store(settings)
@@ -517,10 +526,17 @@ def _store(settings: Settings) -> StoreResource:
 
 
 def _builds(settings: Settings) -> BuildsResource:
-    """Builds as configured. Raises OperatorError for a missing token or repository, before any work."""
+    """Builds as configured. Raises OperatorError for a missing token, repository or template, before any work."""
     repository = settings.builds_repo or github_repository(settings.state_repo)
     if settings.builds == "github":
         GitHubBuilds(repository, settings.github_token.get_secret_value())
+        # An image of a wrong name is never deployed, for which its miner would be rejected.
+        if "docker_image_template" not in settings.model_fields_set or not settings.docker_image_template:
+            raise OperatorError(
+                "GEN404_DOCKER_IMAGE_TEMPLATE is not set: GEN404_BUILDS=github needs the name under which the builds push "
+                "their images"
+            )
+        check_template(settings.docker_image_template)
     return BuildsResource(
         form=settings.builds,
         world=settings.world,
@@ -605,7 +621,7 @@ def build_resources(
         "chain": ChainResource(
             form=settings.chain,
             world=settings.world,
-            endpoints=settings.subtensor_endpoint,
+            endpoints=_endpoints(settings.subtensor_endpoint),
             netuid=settings.netuid,
             genesis=settings.genesis_hash,
             memory=str(data / "chain.json"),
@@ -617,7 +633,10 @@ def build_resources(
             path=settings.wallet_path,
         ),
         "build_registry": _builds(settings),
-        "cdn": CdnResource(allow_private_network=settings.allow_private_network),
+        "cdn": CdnResource(
+            allow_private_network=settings.allow_private_network,
+            known_hosts=public_hosts(settings.state_repo, settings.r2_endpoint, settings.cdn_url),
+        ),
         "entropy": EntropyResource(seed=settings.entropy_seed),
         "renderer": RendererResource(
             backend=settings.render_backend,

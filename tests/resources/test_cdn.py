@@ -22,7 +22,7 @@ import pytest
 
 from gen404_dagster.competition.limits import Limits
 from gen404_dagster.errors import MinerFault, OperatorError, Unavailable
-from gen404_dagster.resources.cdn import Downloads, download_file, is_refused
+from gen404_dagster.resources.cdn import Downloads, download_file, is_refused, public_hosts
 from gen404_dagster.resources.object_store import GLB, LocalObjectStore, StoredObject
 from gen404_dagster.resources.object_store.local import LocalWriter
 from tests.resources import download_nursery
@@ -34,10 +34,12 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[object]]
 LIMITS = Limits(
     download_jitter_seconds=0,
     download_retry_seconds=0,
-    download_stall_seconds=0.4,
-    download_timeout_seconds=5,
+    download_stall_seconds=20,
+    download_timeout_seconds=40,
     max_file_bytes=256 * 1024,
 )
+# For servers that are too slow: so much longer than an answer takes that a busy machine is not taken for one.
+HASTY = LIMITS.model_copy(update={"download_stall_seconds": 1.0})
 
 
 class Miner:
@@ -181,12 +183,12 @@ def test_a_second_try_succeeds(store: LocalObjectStore) -> None:
         page("404 Not Found"),
         page("503 Busy"),
         sends(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhalf"),
-        sends(1.0),
+        sends(9.0),
     ]
 
     async def test() -> None:
         for number, accident in enumerate(accidents):
-            async with serving(file=[accident, OK]) as miner, Downloads(LIMITS, True) as downloads:
+            async with serving(file=[accident, OK]) as miner, Downloads(HASTY, True) as downloads:
                 await downloads.fetch(miner.url("/file"), store, f"{number}.glb")
                 assert store.read(f"{number}.glb") == b"glTF-bytes"
                 assert miner.asked("/file") == 2
@@ -214,8 +216,8 @@ def test_a_second_try_succeeds(store: LocalObjectStore) -> None:
         (endless(b"x" * 65536, 0), "larger than 0.2 MiB", 1),
         (endless(b"10000\r\n" + b"x" * 65536 + b"\r\n", 0, "Transfer-Encoding: chunked\r\n"), "larger than 0.2 MiB", 1),
         (sends(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\nshort"), "connection closed early", 2),
-        (sends(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", 9.0), "stalled for 0.4 s", 2),
-        (sends(9.0), "stalled for 0.4 s", 2),
+        (sends(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", 9.0), "stalled for 1 s", 2),
+        (sends(9.0), "stalled for 1 s", 2),
         (sends(b"HTTP/1.1 200"), "broken HTTP answer", 2),
         (sends(b"\x00\xff" * 1000), "broken HTTP answer", 2),
         (sends(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 50_000), "broken HTTP answer", 2),
@@ -225,7 +227,8 @@ def test_a_second_try_succeeds(store: LocalObjectStore) -> None:
 def test_a_fault_is_named_in_a_line(store: LocalObjectStore, answer: Answer, reason: str, tries: int) -> None:
     async def test() -> None:
         async with serving(file=answer) as miner:
-            assert await fault_of(store, miner.url("/file")) == reason
+            limits = HASTY if "stalled" in reason else LIMITS
+            assert await fault_of(store, miner.url("/file"), limits) == reason
             assert miner.asked("/file") == tries
 
     run(test())
@@ -245,9 +248,7 @@ def test_a_trickle_ends_at_the_total_time(store: LocalObjectStore, headers: str)
     async def test() -> None:
         limits = LIMITS.model_copy(update={"download_timeout_seconds": 0.6, "download_least_rate": 0})
         async with serving(file=endless(b"x", 0.05, headers)) as miner:
-            start = time.monotonic()
             assert await fault_of(store, miner.url("/file"), limits) == "not complete after 0.6 s"
-            assert time.monotonic() - start < 3
             assert miner.asked("/file") == 1
 
     run(test())
@@ -258,9 +259,7 @@ def test_one_byte_after_another_is_too_slow(store: LocalObjectStore) -> None:
 
     async def test() -> None:
         async with serving(file=endless(b"x", 0.05, "Content-Length: 200000\r\n")) as miner:
-            start = time.monotonic()
-            assert await fault_of(store, miner.url("/file")) == "slower than 16384 bytes/s for 0.4 s"
-            assert time.monotonic() - start < 3
+            assert await fault_of(store, miner.url("/file"), HASTY) == "slower than 16384 bytes/s for 1 s"
             assert miner.asked("/file") == 1
 
     run(test())
@@ -270,7 +269,44 @@ def test_headers_one_after_another_are_no_answer(store: LocalObjectStore) -> Non
     async def test() -> None:
         parts = [part for _ in range(100) for part in (b"X: y\r\n", 0.05)]
         async with serving(file=sends(b"HTTP/1.1 200 OK\r\n", *parts)) as miner:
-            assert await fault_of(store, miner.url("/file")) == "no answer within 0.8 s"
+            limits = HASTY.model_copy(update={"download_attempts": 1})
+            assert await fault_of(store, miner.url("/file"), limits) == "no answer within 2 s"
+
+    run(test())
+
+
+def in_chunks(size: int, count: int, end: bytes = b"0\r\n\r\n") -> Answer:
+    chunk = b"%x\r\n" % size + b"x" * size + b"\r\n"
+    return sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[chunk * 1000] * (count // 1000), end)
+
+
+def test_a_body_in_crumbs_is_refused(store: LocalObjectStore) -> None:
+    """Each piece takes time of the one loop that all downloads share, so theirs would look slow."""
+
+    async def test() -> None:
+        async with serving(crumbs=in_chunks(1, 100_000), lines=in_chunks(50, 5000)) as miner:
+            assert (await fault_of(store, miner.url("/crumbs"))).startswith("sent in 42")
+            assert miner.asked("/crumbs") == 1
+            async with Downloads(LIMITS, True) as downloads:
+                assert (await downloads.fetch(miner.url("/lines"), store, "a.glb")).size == 250_000
+
+    run(test())
+
+
+def test_the_work_for_a_body_grows_with_its_pieces_and_no_faster(store: LocalObjectStore) -> None:
+    async def seconds(miner: Miner, path: str) -> float:
+        """Of this process alone, so that others on the machine do not count."""
+        took = []
+        for turn in range(2):
+            start = time.process_time()
+            async with Downloads(LIMITS.model_copy(update={"max_file_bytes": 1024**2}), True) as downloads:
+                await downloads.fetch(miner.url(path), store, f"{path[1:]}{turn}.glb")
+            took.append(time.process_time() - start)
+        return min(took)
+
+    async def test() -> None:
+        async with serving(few=in_chunks(40, 5000), many=in_chunks(40, 25_000)) as miner:
+            assert await seconds(miner, "/many") < 12 * await seconds(miner, "/few")
 
     run(test())
 
@@ -284,16 +320,16 @@ def test_a_hostile_server_costs_only_its_own_file(store: LocalObjectStore) -> No
         writer.transport.abort()
 
     hostile = {
-        "trickle": (endless(b"x", 0.05), "slower than 16384 bytes/s for 0.4 s"),
+        "trickle": (endless(b"x", 0.05), "slower than 16384 bytes/s for 1 s"),
         "endless": (endless(b"x" * 65536, 0), "larger than 0.2 MiB"),
         "short": (sends(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\nshort"), "connection closed early"),
         "reset": (reset, "connection closed early"),
-        "silent": (sends(9.0), "stalled for 0.4 s"),
+        "silent": (sends(9.0), "stalled for 1 s"),
     }
     body = random.Random(2).randbytes(200_000)
 
     async def test() -> None:
-        limits = LIMITS.model_copy(update={"download_host_concurrency": 10})
+        limits = HASTY.model_copy(update={"download_host_concurrency": 10})
         answers = {name: answer for name, (answer, _) in hostile.items()}
         async with serving(file=page("200 OK", body), **answers) as miner, Downloads(limits, True) as downloads:
             good = [downloads.fetch(miner.url("/file"), store, f"good/{n}.glb") for n in range(10)]
@@ -315,16 +351,15 @@ def test_one_host_does_not_take_all_slots(store: LocalObjectStore) -> None:
     async def test() -> None:
         limits = LIMITS.model_copy(update={"download_concurrency": 3, "download_host_concurrency": 2})
         async with (
-            serving(file=sends(9.0)) as slow,
+            serving(file=sends(60.0)) as slow,
             serving(file=OK) as quick,
             Downloads(limits, True) as downloads,
         ):
             stalled = [asyncio.create_task(downloads.fetch(slow.url("/file"), store, f"s{n}.glb")) for n in range(10)]
-            await asyncio.sleep(0.1)
-            start = time.monotonic()
+            while slow.at_once < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
             await asyncio.gather(*(downloads.fetch(quick.url("/file"), store, f"q{n}.glb") for n in range(10)))
-            assert time.monotonic() - start < 1.5
-            assert not any(task.done() for task in stalled[2:])
+            assert not any(task.done() for task in stalled), "the other host was waited for"
             assert slow.most_at_once == 2
             for task in stalled:
                 task.cancel()
@@ -336,7 +371,7 @@ def test_one_host_does_not_take_all_slots(store: LocalObjectStore) -> None:
 def test_the_store_s_time_is_not_the_miner_s(tmp_path: Path) -> None:
     class SlowDisk(LocalWriter):
         def write(self, chunk: bytes) -> None:
-            time.sleep(0.12)
+            time.sleep(0.8 * len(chunk) / 1024**2)  # the network decides how large a chunk is
             super().write(chunk)
 
     class SlowStore(LocalObjectStore):
@@ -344,12 +379,12 @@ def test_the_store_s_time_is_not_the_miner_s(tmp_path: Path) -> None:
             return SlowDisk(self, key, content_type, overwrite)
 
     async def test() -> None:
-        limits = LIMITS.model_copy(update={"download_timeout_seconds": 1.0, "max_file_bytes": 4 * 1024**2})
+        limits = LIMITS.model_copy(update={"download_timeout_seconds": 2.0, "max_file_bytes": 4 * 1024**2})
         async with serving(file=page("200 OK", bytes(3 * 1024**2))) as miner, Downloads(limits, True) as downloads:
             start = time.monotonic()
             stored = await downloads.fetch(miner.url("/file"), SlowStore(tmp_path, "https://x"), "a.glb")
             assert stored.size == 3 * 1024**2
-            assert time.monotonic() - start > 1.2
+            assert time.monotonic() - start > 2.2
 
     run(test())
 
@@ -599,14 +634,29 @@ def test_https_asks_for_the_name_and_checks_the_certificate(store: LocalObjectSt
 
 
 def test_slots_are_shared_and_jitter_takes_none(store: LocalObjectStore) -> None:
+    class ThreeForEver(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            pauses.append(b)
+            return 3600.0 if len(pauses) <= 3 else 0.0
+
+    pauses: list[float] = []
+
     async def test() -> None:
         slow = sends(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\n", 0.05, b"x")
-        limits = LIMITS.model_copy(update={"download_concurrency": 3, "download_jitter_seconds": 0.5})
-        async with serving(file=slow) as miner, Downloads(limits, True, random.Random(1)) as downloads:
-            start = time.monotonic()
-            await asyncio.gather(*(downloads.fetch(miner.url("/file"), store, f"{n}.glb") for n in range(24)))
-            assert miner.most_at_once <= 3
-            assert time.monotonic() - start < 4, "24 pauses of 0.25 s pass side by side"
+        limits = LIMITS.model_copy(update={"download_concurrency": 3})
+        async with serving(file=slow) as miner, Downloads(limits, True, ThreeForEver()) as downloads:
+
+            def fetch(number: int) -> Coroutine[Any, Any, StoredObject]:
+                return downloads.fetch(miner.url("/file"), store, f"{number}.glb")
+
+            pausing = [asyncio.create_task(fetch(number)) for number in range(3)]
+            while len(pauses) < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            await asyncio.gather(*map(fetch, range(3, 24)))  # as many pauses as slots, and yet these end
+            assert miner.most_at_once == 3
+            for task in pausing:
+                task.cancel()
+            await asyncio.gather(*pausing, return_exceptions=True)
 
     run(test())
 
@@ -729,3 +779,38 @@ def test_too_many_open_files_here_is_not_the_miner_s_fault() -> None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     run(test())
+
+
+def test_silence_of_everybody_is_nobody_s_fault(store: LocalObjectStore) -> None:
+    silent = "127.0.0.1:9"
+
+    async def fetch(url: str, known_hosts: list[str]) -> None:
+        async with Downloads(LIMITS, True, known_hosts=known_hosts) as downloads:
+            await downloads.fetch(url, store, "a.glb")
+
+    async def test() -> None:
+        async with serving(gone=page("404 Not Found"), file=OK) as miner:
+            alive = f"127.0.0.1:{miner.port}"
+            with pytest.raises(Unavailable, match=r"neither 127.0.0.1 nor 127.0.0.1:9 nor no.invalid:443 answers"):
+                await fetch("http://127.0.0.1:9/x", [silent, "no.invalid:443"])
+            with pytest.raises(MinerFault, match="connection refused"):
+                await fetch("http://127.0.0.1:9/x", [silent, alive])
+            with pytest.raises(MinerFault, match="HTTP 404"):  # which is an answer
+                await fetch(miner.url("/gone"), [silent])
+            async with Downloads(LIMITS, True, known_hosts=[silent]) as downloads:
+                await downloads.fetch(miner.url("/file"), store, "b.glb")
+                with pytest.raises(Unavailable):  # who answered before has not answered meanwhile
+                    await downloads.fetch("http://127.0.0.1:9/x", store, "a.glb")
+
+    run(test())
+
+
+def test_known_hosts_are_those_of_the_internet() -> None:
+    assert public_hosts(
+        "https://github.com/404/rounds.git", "git@gitlab.com:404/rounds.git", "ssh://git@codeberg.org:2222/x/y",
+        "https://cdn.example.org/objects", "https://github.com/other",
+    ) == ["github.com:443", "gitlab.com:22", "codeberg.org:2222", "cdn.example.org:443"]  # fmt: skip
+    assert public_hosts(
+        "", "/srv/rounds.git", "./rounds", "file:///srv/rounds.git", "http://127.0.0.1:8333", "http://[::1]:9000",
+        "http://10.0.0.3/x", "http://seaweed:8333", "https://[broken", "https://host.example:port/x",
+    ) == []  # fmt: skip
