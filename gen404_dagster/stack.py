@@ -411,7 +411,8 @@ def play(folder: Path, deploy: Path, parameters: WorldParameters, keep: bool, co
         lock = FileLock(folder / "stack.lock").acquire(timeout=0)
     except Timeout:
         raise OperatorError(f"another stack runs in {folder}: end it, or choose another --workdir") from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for interrupt in (signal.SIGINT, signal.SIGTERM):  # also when a script started this one deaf to SIGINT, with `&`
+        signal.signal(interrupt, signal.default_int_handler)
     with (
         lock,
         running_stack(folder, deploy, parameters, console) as (stack, world),

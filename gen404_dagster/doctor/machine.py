@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 from dotenv import dotenv_values
+from pydantic import SecretStr
 
 from gen404_dagster.doctor.examination import Finding, Remark
 from gen404_dagster.errors import OperatorError, Unavailable
@@ -37,6 +38,7 @@ SECRETS: Mapping[str, str] = {
     "VERDA_CLIENT_ID": "verda_client_id",
     "VERDA_CLIENT_SECRET": "verda_client_secret",
     "VERDA_INFERENCE_KEY": "verda_inference_key",
+    "OPENAI_API_KEY": "openai_api_key",
     "HF_TOKEN": "hf_token",
     "GEN404_NOTIFY": "notify",
 }
@@ -57,11 +59,8 @@ def machine() -> str:
 
 def configuration(settings: Settings) -> str:
     """Which secrets are set, by name alone, and that no other user can read the file they are in."""
-    given = [
-        name for name, field in SECRETS.items() if (value := getattr(settings, field)) and value.get_secret_value()
-    ]
-    if os.environ.get("OPENAI_API_KEY"):
-        given.append("OPENAI_API_KEY")
+    unset = {None, SecretStr(""), Settings.model_fields["openai_api_key"].default}
+    given = [name for name, field in SECRETS.items() if getattr(settings, field) not in unset]
     words = f"secrets set: {', '.join(given) or 'none'}"
     named = (os.environ.get("GEN404_ENV_FILE"), os.environ.get("GEN404_SECRETS_DIR"))
     places = [Path(name) for name in named if name]

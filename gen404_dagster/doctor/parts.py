@@ -236,7 +236,10 @@ def judge(settings: Settings) -> str:
             keys = [name("png") for _ in drawn]
             for key, data in zip(keys, drawn, strict=True):
                 store.put(key, data, PNG)
-            judged = asyncio.run(ask(*[Picture.of(d, store.url(k)) for k, d in zip(keys, drawn, strict=True)]))
+            try:
+                judged = asyncio.run(ask(*[Picture.of(d, store.url(k)) for k, d in zip(keys, drawn, strict=True)]))
+            except Gen404Error as error:  # a server's own words seldom say that it could not fetch them
+                raise type(error)(f"{error}; it was to fetch the pictures from CDN_URL={settings.cdn_url}") from error
     else:
         judged = asyncio.run(ask(*[Picture.of(data) for data in drawn]))
     seconds = time.monotonic() - began

@@ -11,7 +11,9 @@ import hashlib
 import logging
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,35 +82,43 @@ def split_addresses(addresses: str) -> list[str]:
 
 
 def deliver(notifier: Notifier, outbox: Outbox) -> list[str]:
-    """Send what waits, to each address on its own: one that fails keeps its queue and holds up no other.
+    """Send what waits, to all addresses at once: one that fails keeps its queue and holds up no other.
 
-    Returns one line per address that had something waiting.
+    Begins no message after SEND_SECONDS, so that it ends within twice that: the other sensors wait for this one. Returns
+    one line per address that had something waiting.
     """
-    lines = []
-    for target in notifier.targets:
-        waiting, count = outbox.waiting(target.name, MOST_IN_DIGEST)
-        if not waiting:
-            continue
-        given_up = outbox.given_up(target.name)
-        together = len(waiting) > MOST_AT_ONCE or given_up > 0
-        sent = 0
-        try:
-            for part in [waiting] if together else [[one] for one in waiting]:
-                news = [message.news for message in part]
-                if together:
-                    fitting = _fitting(news)
-                    part, news = part[:fitting], news[:fitting]
-                    title, text = _digest(news, count - fitting, given_up)
-                else:
-                    title, text = news[0].title, news[0].text
-                notifier.send(target, title, text)
-                outbox.sent(target.name, part)
-                sent += len(part)
-            lines.append(f"{target}: {sent} sent, {count - sent} waiting")
-        except Unavailable as error:
-            pause = outbox.failed(target.name)
-            lines.append(f"{error}; {count - sent} waiting, next try in {pause:.0f} s")
-    return lines
+    if not notifier.targets:
+        return []
+    with ThreadPoolExecutor(len(notifier.targets)) as pool:
+        lines = pool.map(lambda target: _deliver_to(target, notifier, outbox), notifier.targets)
+        return [line for line in lines if line]
+
+
+def _deliver_to(target: Target, notifier: Notifier, outbox: Outbox) -> str:
+    waiting, count = outbox.waiting(target.name, MOST_IN_DIGEST)
+    if not waiting:
+        return ""
+    given_up = outbox.given_up(target.name)
+    together = len(waiting) > MOST_AT_ONCE or given_up > 0
+    began, sent = time.monotonic(), 0
+    try:
+        for part in [waiting] if together else [[one] for one in waiting]:
+            if time.monotonic() - began > SEND_SECONDS:
+                break
+            news = [message.news for message in part]
+            if together:
+                fitting = _fitting(news)
+                part, news = part[:fitting], news[:fitting]
+                title, text = _digest(news, count - fitting, given_up)
+            else:
+                title, text = news[0].title, news[0].text
+            notifier.send(target, title, text)
+            outbox.sent(target.name, part)
+            sent += len(part)
+        return f"{target}: {sent} sent, {count - sent} waiting"
+    except Unavailable as error:
+        pause = outbox.failed(target.name)
+        return f"{error}; {count - sent} waiting, next try in {pause:.0f} s"
 
 
 def _line(news: News) -> str:
@@ -163,11 +173,16 @@ class _Outcome:
     def of(self, target: Target, title: str, text: str) -> None:
         from apprise import Apprise, AppriseAsset, NotifyFormat
 
-        # In this very thread, whose log is taken and whose end nobody waits for: no pool, no timeout of apprise's.
-        service = Apprise(asset=AppriseAsset(app_id="gen404", async_mode=False, service_timeout=0))
+        # In this very thread, whose log is taken and whose end nobody waits for: no pool, no timeout of apprise's. A
+        # redirected POST becomes a GET, whose answer says nothing of the message: followed only with `?redirect=yes`.
+        asset = AppriseAsset(app_id="gen404", async_mode=False, service_timeout=0, http_redirects=False)
+        service = Apprise(asset=asset)
         with _muffled(self):
             try:
-                service.add(target.url)
+                plugin: Any = Apprise.instantiate(target.url, asset=asset)
+                # apprise's 4 s would give up, and send again, what a slow receiver has taken.
+                plugin.socket_read_timeout = max(plugin.socket_read_timeout, SEND_SECONDS)
+                service.add(plugin)
                 self.taken = bool(service.notify(text, title, body_format=NotifyFormat.TEXT))
             except Exception as error:  # a plugin's own fault: the message waits
                 self.hear(type(error).__name__)

@@ -21,6 +21,7 @@ from gen404_dagster.errors import OperatorError, Unavailable
 from gen404_dagster.resources.configured import open_store
 from gen404_dagster.settings import Settings, load_settings
 from tests.resources.seaweed import ACCESS_KEY_ID, SECRET_ACCESS_KEY, Seaweed
+from tests.resources.vlm_server import VisionServer, serving
 from tests.resources.webhook_receiver import receiver
 
 GEN404 = Path(sys.executable).with_name("gen404")
@@ -83,13 +84,13 @@ def settings(tmp_path: Path, **values: object) -> Settings:
 
 
 def test_checks_run_side_by_side_and_answer_in_their_order() -> None:
-    barrier = threading.Barrier(3, timeout=5)  # passed only if all three are under way at once
+    barrier = threading.Barrier(3, timeout=60)  # passed only if all three are under way at once
 
     def look() -> str:
         barrier.wait()
         return "well"
 
-    found = examine([Check(name, look, 5) for name in "abc"])
+    found = examine([Check(name, look, 60) for name in "abc"])
     assert [(finding.part, finding.good) for finding in found] == [("a", True), ("b", True), ("c", True)]
 
 
@@ -98,10 +99,10 @@ def test_a_check_that_hangs_costs_its_own_time_and_no_other_check() -> None:
     heard: list[list[str]] = []
     began = time.monotonic()
     slow, quick = examine(
-        [Check("slow", lambda: str(hung.wait(30)), 0.3), Check("quick", lambda: "well", 5)], heard.append
+        [Check("slow", lambda: str(hung.wait(60)), 1.0), Check("quick", lambda: "well", 50)], heard.append
     )
-    assert time.monotonic() - began < 5
-    assert (slow.good, slow.detail) == (False, "did not answer within 0.3 s")
+    assert time.monotonic() - began < 30
+    assert (slow.good, slow.detail) == (False, "did not answer within 1 s")
     assert quick.good
     assert ["slow"] in heard
     hung.set()
@@ -189,6 +190,18 @@ def test_a_judge_that_prefers_the_wrong_picture_is_a_remark(tmp_path: Path, monk
         part_checks.judge(settings(tmp_path))
 
 
+def test_a_judge_that_fails_on_pictures_by_url_is_said_where_it_had_to_fetch_them(tmp_path: Path) -> None:
+    with serving(VisionServer("key")) as server:
+        configured = settings(
+            tmp_path, judge="openai", openai_base_url=server.base_url, openai_api_key="key", judge_images="url",
+            cdn_url="https://cdn.example.org/objects",
+        )  # fmt: skip
+        server.plan = ["status 400"] * 2
+        with pytest.raises(OperatorError, match=r"HTTP 400.* pictures from CDN_URL=https://cdn\.example\.org/objects"):
+            part_checks.judge(configured)
+    assert list(open_store(configured).list()) == []
+
+
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # apprise imports it
 def test_an_address_is_sent_a_test_message_only_when_asked(tmp_path: Path) -> None:
     with receiver() as hook:
@@ -231,17 +244,21 @@ def test_a_folder_that_others_may_write_is_a_remark_and_one_that_cannot_be_used_
         machine_checks.data_folder(load_settings(data=tmp_path / "file"))
 
 
-def test_a_file_of_secrets_that_others_may_read_is_a_remark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["TARGON_API_KEY", "OPENAI_API_KEY"])
+def test_a_file_of_secrets_that_others_may_read_is_a_remark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv(name, raising=False)
     env = tmp_path / "gen404.env"
-    env.write_text("TARGON_API_KEY=hunter2\n")
+    env.write_text(f"{name}=hunter2\n")
     env.chmod(0o644)
     monkeypatch.setenv("GEN404_ENV_FILE", str(env))
     with pytest.raises(Remark, match="chmod -R go-rwx") as said:
         machine_checks.configuration(load_settings())
-    assert "TARGON_API_KEY" in str(said.value)
+    assert name in str(said.value)
     assert "hunter2" not in str(said.value)
     env.chmod(0o600)
-    assert "TARGON_API_KEY" in machine_checks.configuration(load_settings())
+    assert name in machine_checks.configuration(load_settings())
 
 
 @pytest.mark.parametrize(("date", "says"), [("Mon, 05 Jan 2026 09:00:00 GMT", "ahead of"), ("x", "no server told")])

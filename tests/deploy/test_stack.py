@@ -40,10 +40,14 @@ def workdir() -> Iterator[Path]:
 
 
 def start(root: Path, workdir: Path) -> "subprocess.Popen[bytes]":
+    """As a script starts it with `&`: deaf to SIGINT, until it says otherwise."""
     gen404 = str(Path(sys.executable).with_name("gen404"))
     with workdir.with_name("stack.log").open("ab") as log:
         return subprocess.Popen(
-            [gen404, "stack", "--workdir", str(workdir), *SMALL_ROUND], cwd=root, stdout=log, stderr=log
+            ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", gen404, "stack", "--workdir", str(workdir), *SMALL_ROUND],
+            cwd=root,
+            stdout=log,
+            stderr=log,
         )
 
 

@@ -3,6 +3,8 @@
 import logging
 import socket
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from gen404_dagster.resources import outbox as outbox_module
 from gen404_dagster.resources.notifier import MOST_TEXT_CHARS, Notifier, deliver, split_addresses
 from gen404_dagster.resources.outbox import MOST_WAITING, Outbox
 from tests.resources.webhook_receiver import Receiver, receiver
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # apprise imports it
 
@@ -72,7 +75,7 @@ def test_a_message_arrives_once_with_title_and_text(hook: Receiver, outbox: Outb
     assert [(body["title"], body["message"]) for body in hook.got] == [("Round 3: duels", "text of Round 3: duels")]
 
 
-@pytest.mark.parametrize("status", [500, 503, 429, 404])
+@pytest.mark.parametrize("status", [500, 503, 429, 404, 302, 307])
 @pytest.mark.usefixtures("impatient")
 def test_a_receiver_that_refuses_gets_the_message_later_and_once(hook: Receiver, outbox: Outbox, status: int) -> None:
     notifier = notifier_of(hook)
@@ -117,6 +120,7 @@ def test_a_receiver_that_never_ends_its_answer_costs_a_bounded_time(
     hook.drip = True
     assert "did not take the message within 0.3 s" in deliver(notifier, outbox)[0]
     assert "still busy" in deliver(notifier, outbox)[0], "threads may not pile up"
+    wait_for(lambda: hook.asked > 0)
     assert hook.asked == 1
 
 
@@ -132,6 +136,38 @@ def test_an_address_that_is_down_holds_up_no_other_and_gets_its_messages_alone(o
         down.status = 200
         deliver(both, outbox)
         assert (well.titles, down.titles) == (["one", "two"], ["one", "two"])
+
+
+def test_a_receiver_that_takes_its_time_gets_the_message_once(
+    hook: Receiver, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apprise import URLBase
+
+    monkeypatch.setattr(URLBase, "socket_read_timeout", 0.05)  # apprise's own is 4 s
+    notifier = notifier_of(hook)
+    queue(outbox, notifier, "slow")
+    hook.delay = 0.3
+    assert deliver(notifier, outbox) == ["address 1 (JSON): 1 sent, 0 waiting"]
+    assert hook.titles == ["slow"]
+
+
+def test_addresses_are_sent_to_at_once(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    notifier = Notifier("json://127.0.0.1/a json://127.0.0.1/b json://127.0.0.1/c")
+    queue(outbox, notifier, "news")
+    all_of_them = threading.Barrier(3, timeout=10)
+    monkeypatch.setattr(Notifier, "send", lambda *_: all_of_them.wait())
+    assert deliver(notifier, outbox) == [f"address {number} (JSON): 1 sent, 0 waiting" for number in (1, 2, 3)]
+
+
+def test_a_slow_address_does_not_keep_the_other_sensors_waiting_for_its_whole_queue(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notifier = Notifier("json://127.0.0.1/a")
+    queue(outbox, notifier, "one", "two", "three")
+    monkeypatch.setattr(module, "SEND_SECONDS", 0.1)
+    monkeypatch.setattr(Notifier, "send", lambda *_: time.sleep(0.2))
+    for left in (2, 1, 0):
+        assert deliver(notifier, outbox) == [f"address 1 (JSON): 1 sent, {left} waiting"]
 
 
 def test_many_messages_go_together_and_each_is_told_once(hook: Receiver, outbox: Outbox) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 
 class Receiver:
-    """`status` is answered to each request after `delay` seconds; `drip`: the answer never ends. `got`: taken bodies."""
+    """`status` is answered to each POST after `delay` seconds, a redirect to a page that is there for everyone; `drip`: the
+    answer never ends. `got`: taken bodies."""
 
     def __init__(self, port: int) -> None:
         self.address = f"127.0.0.1:{port}"
@@ -35,6 +36,8 @@ def receiver() -> Iterator[Receiver]:
             if here.status == 200 and not here.drip:
                 here.got.append(body)
             self.send_response(here.status)
+            if 300 <= here.status < 400:
+                self.send_header("Location", "/login")
             self.flush_headers()
             if here.drip:
                 for _ in range(100):
@@ -44,6 +47,11 @@ def receiver() -> Iterator[Receiver]:
             self.send_header("Content-Length", "2")
             self.end_headers()
             self.wfile.write(b"ok")  # Slack's answer
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
             pass
