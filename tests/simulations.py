@@ -35,7 +35,7 @@ SMALL = ("--miners", "3", "--prompts", "4", "--seed", "7")
 FULL = ("--seed", "7")
 PLAY_SECONDS = 900
 """Longest a simulation may play, or take to reach a moment."""
-END_SECONDS = 20
+END_SECONDS = 60
 """Longest that the world and the pods may outlive the simulation that was killed."""
 
 ASSET_OF_STEP = {

@@ -8,6 +8,7 @@ import dagster as dg
 from PIL import Image, ImageDraw, ImageFont
 
 from gen404_dagster.competition.models import Hotkey, Margins
+from gen404_dagster.resources.pictures import RGB, UnreadablePicture, decode
 
 _TILE = 192
 _COLUMNS = 6
@@ -15,7 +16,7 @@ _MOST_TILES = 24
 
 
 def gallery(pictures: Sequence[tuple[str, bytes | None]]) -> dg.MarkdownMetadataValue:
-    """A contact sheet of labelled pictures (PNG bytes; None draws an empty tile), at most 24 of them."""
+    """A contact sheet of labelled pictures, at most 24 of them; None and what is no picture are empty tiles."""
     shown = pictures[:_MOST_TILES]
     columns = min(_COLUMNS, max(1, len(shown)))
     rows = (len(shown) + columns - 1) // columns
@@ -23,17 +24,23 @@ def gallery(pictures: Sequence[tuple[str, bytes | None]]) -> dg.MarkdownMetadata
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for position, (label, data) in enumerate(shown):
         x, y = position % columns * _TILE, position // columns * (_TILE + 16)
-        if data is None:
+        picture = _decoded(data)
+        if picture is None:
             draw.rectangle((x + 4, y + 4, x + _TILE - 4, y + _TILE - 4), outline="#b0413e", width=2)
             draw.text((x + 12, y + _TILE // 2 - 6), "no preview", fill="#b0413e", font=font)
         else:
-            with Image.open(io.BytesIO(data)) as picture:
-                sheet.paste(
-                    picture.convert("RGB").resize((_TILE - 4, _TILE - 4), Image.Resampling.LANCZOS), (x + 2, y + 2)
-                )
+            small = Image.fromarray(picture).resize((_TILE - 4, _TILE - 4), Image.Resampling.LANCZOS)
+            sheet.paste(small, (x + 2, y + 2))
         draw.text((x + 4, y + _TILE), label[:28], fill="#444444", font=font)
     more = f"\n\n{len(pictures) - len(shown)} more are not shown." if len(pictures) > len(shown) else ""
     return dg.MetadataValue.md(as_markdown(sheet, "previews", "JPEG") + more)
+
+
+def _decoded(data: bytes | None) -> RGB | None:
+    try:
+        return None if data is None else decode(data)
+    except UnreadablePicture:  # damaged in the store: the page says so
+        return None
 
 
 def heat_map(order: Sequence[Hotkey], margins: Margins, names: Mapping[Hotkey, str]) -> dg.MarkdownMetadataValue:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from gen404_dagster.resources.state_repo import Change, StateRepository, Step, repository
 
-repository.DEAD_LOCK_SECONDS = 0.3  # a killed git process may leave the local remote's branch locked
+repository.DEAD_LOCK_SECONDS = 1.0  # a killed git process may leave the local remote's branch locked
 remote, mirror, steps = sys.argv[1:]
 with StateRepository(remote, Path(mirror)) as state:
     print("ready", flush=True)

@@ -38,6 +38,7 @@ def assert_kills_change_nothing(folder: Path, undisturbed: Played, dice: random.
     raise AssertionError(f"{TRIES} simulations were not killed where they should be; the last one: {kills}")
 
 
+@pytest.mark.timeout(1800)
 def test_a_simulation_killed_ten_times_ends_as_an_undisturbed_one(
     tmp_path: Path, undisturbed: tuple[Played, Played]
 ) -> None:

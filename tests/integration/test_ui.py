@@ -79,7 +79,7 @@ def running_ui(root: Path, workdir: Path, *options: str) -> Iterator[Ui]:
         assert len(family) > 4
         process.send_signal(signal.SIGINT)
         assert process.wait(MOST_SECONDS["end"]) == 0
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=60)
         assert not [survivor.cmdline() for survivor in alive]
         assert not [
             p.pid for p in psutil.process_iter(["cmdline"]) if str(workdir) in " ".join(p.info["cmdline"] or ())

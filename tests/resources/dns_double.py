@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 A, AAAA = 1, 28
-ANSWER_SECONDS = 2.0
+ANSWER_SECONDS = 15.0
 
 
 class Dns:

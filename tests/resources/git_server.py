@@ -9,7 +9,7 @@ import os
 import subprocess
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +31,8 @@ class GitServer:
     """Answer every request with this status instead."""
     cut_pushes: str = ""
     """Close the connection of a push: "before" git has seen it, or "after" git has taken it."""
+    during: Callable[[], None] = lambda: None
+    """Called in each request, while whoever sent it waits for the answer."""
     requests: list[str] = field(default_factory=list)
     sent: int = 0
     """Bytes of git's answers."""
@@ -80,6 +82,7 @@ def _handler(server: GitServer) -> type[BaseHTTPRequestHandler]:
             pushing = "git-receive-pack" in self.path
             sent = self._body()
             server.requests.append(f"{self.command} {self.path}")
+            server.during()
             if server.answer:
                 self._reply(server.answer, b"no")
             elif (server.private or pushing) and not self._allowed():

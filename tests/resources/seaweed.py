@@ -23,7 +23,7 @@ from gen404_dagster.resources.object_store.s3 import S3ObjectStore, TunedS3Resou
 
 ACCESS_KEY_ID, SECRET_ACCESS_KEY = "seaweed-key-id", "seaweed-secret-of-the-tests"
 PORTS = [f"{part}.port{kind}" for part in ("s3", "master", "volume", "filer", "admin") for kind in ("", ".grpc")]
-START_SECONDS = 30
+START_SECONDS = 120
 
 
 def weed_command() -> str | None:

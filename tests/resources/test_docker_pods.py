@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from gen404_dagster.errors import MinerFault, OperatorError, Unavailable
+from gen404_dagster.resources.pods import fleet
 from gen404_dagster.resources.pods.docker import DockerPods
 from gen404_dagster.resources.pods.fleet import RegenerationJob
 from gen404_dagster.resources.pods.protocol import sweep
-from tests.resources.pod_world import SERVER, World, prompts, runs, wait_for
+from tests.resources.pod_world import SERVER, World, prompts, runs
+from tests.waiting import wait_for
 
 STAND_IN = f'''#!{sys.executable}
 """docker run, ps, rm and container inspect, for containers that are subprocesses; a folder each in $DOCKER_ROOT."""
@@ -93,6 +95,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     (programs / "docker").write_text(STAND_IN)
     (programs / "docker").chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setattr(fleet, "POLL_SECONDS", 0.05)
     monkeypatch.setenv("DOCKER_ROOT", str(root))
     monkeypatch.setenv("DOCKER_PLAN", str(tmp_path / "plan.json"))
     world = World(tmp_path)

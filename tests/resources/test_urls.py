@@ -26,7 +26,7 @@ from tests.resources.download_nursery import Shown
 from tests.resources.test_cdn import OK, page, run, serving
 
 LIMITS = Limits(
-    download_jitter_seconds=0, download_retry_seconds=0, download_stall_seconds=3, download_timeout_seconds=10
+    download_jitter_seconds=0, download_retry_seconds=0, download_stall_seconds=20, download_timeout_seconds=40
 )
 REASON = re.compile(
     r"refused address [0-9a-f.:%]+|not a URL|only https is fetched|URL with credentials|host not found|"
@@ -127,6 +127,8 @@ class Tripwire:
 
     def close(self) -> None:
         for listener in self._sockets:
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
             listener.close()
 
     def _accept(self, listener: socket.socket) -> None:

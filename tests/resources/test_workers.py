@@ -7,7 +7,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from gen404_dagster.resources.workers import Workers
 from gpu_kernels import Splats, write_glb
 from gpu_kernels import worker as protocol
 from gpu_kernels.ply import write_ply
+from tests.waiting import wait_for
 
 MEMORY = 1024**3
 CORNERS = np.array([[-0.5, -0.5, 0.0], [0.5, -0.5, 0.0], [0.0, 0.5, 0.0]], np.float32)
@@ -53,6 +53,13 @@ def png_of_zeros(width: int, height: int) -> bytes:
     data = b"".join(squeezed.compress(row) for _ in range(height)) + squeezed.flush()
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def textured(png: bytes) -> bytes:
+    return write_glb(CORNERS, [[0, 1, 2]], uv=np.zeros((3, 2), np.float32), base_colour_png=png)
+
+
+SLOW = textured(png_of_zeros(8192, 8192))  # some tenths of a second to decode
 
 
 def with_json(glb: bytes, **numbers: object) -> bytes:
@@ -133,34 +140,36 @@ def refusal(workers: Workers, model: bytes) -> str:
 
 
 def test_a_file_that_needs_too_much_memory_is_refused_and_its_worker_replaced() -> None:
-    model = textured(png_of_zeros(8192, 8192))
     with Workers("cpu", count=1, memory_bytes=320 * 1024**2) as pool:
         assert is_preview(pool.render(TRIANGLE).png)
         before = pool.pids()
         with pytest.raises(MinerFault, match="needed more than 320 MiB of memory"):
-            pool.render(model)
+            pool.render(SLOW)
         assert is_preview(pool.render(TRIANGLE).png)
         assert pool.pids() != before
         assert len(pool.pids()) == 1
 
 
-def textured(png: bytes) -> bytes:
-    return write_glb(CORNERS, [[0, 1, 2]], uv=np.zeros((3, 2), np.float32), base_colour_png=png)
-
-
-def test_a_file_that_computes_past_its_time_is_refused_once() -> None:
-    with Workers("cpu", count=1, seconds=0.1) as pool:
-        pool.render(TRIANGLE)
-        began = time.monotonic()
-        with pytest.raises(MinerFault, match=r"took longer than 0.1 s to render"):
-            pool.render(textured(png_of_zeros(8192, 8192)))
-        assert pool.pids() == []
-        assert time.monotonic() - began < 5
+def test_a_file_that_computes_past_its_time_is_refused_once(caplog: pytest.LogCaptureFixture) -> None:
+    with Workers("cpu", count=1) as pool:
+        for _ in range(5):  # on a machine that gives its cores to others a file rightly gets a second try
+            pool.seconds = 60.0
+            assert is_preview(pool.render(TRIANGLE).png)
+            pool.seconds = 0.1
+            caplog.clear()
+            with pytest.raises(MinerFault, match=r"took longer than 0.1 s to render"):
+                pool.render(SLOW)
+            assert pool.pids() == []
+            if "tried again" not in caplog.text:
+                break
+        else:
+            pytest.fail("the file was always given its time again")
+        pool.seconds = 60.0
         assert is_preview(pool.render(TRIANGLE).png)
 
 
 def test_a_worker_that_stands_still_is_replaced_and_the_file_is_drawn() -> None:
-    with Workers("cpu", count=1, seconds=1.0) as pool:
+    with Workers("cpu", count=1, seconds=3.0) as pool:
         pool.render(TRIANGLE)
         (before,) = pool.pids()
         os.kill(before, signal.SIGSTOP)
@@ -171,7 +180,10 @@ def test_a_worker_that_stands_still_is_replaced_and_the_file_is_drawn() -> None:
 
 @pytest.fixture
 def when_begun(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Call it with a pool and signals: its worker gets the next one each time that it has begun with a file."""
+    """Call it with a pool and signals: its worker gets the next one each time that it has begun with a file.
+
+    Have it render SLOW, so that the signal is not late.
+    """
     due: list[tuple[Workers, signal.Signals]] = []
     read = protocol.read_answer
 
@@ -195,7 +207,7 @@ def test_one_crash_is_not_held_against_a_file(
     with Workers("cpu", count=1) as pool:
         pool.render(TRIANGLE)
         when_begun(pool, sent)
-        assert is_preview(pool.render(TRIANGLE).png)
+        assert is_preview(pool.render(SLOW).png)
         assert "tried again in a fresh worker" in caplog.text
 
 
@@ -204,7 +216,7 @@ def test_two_crashes_are_the_files_fault(when_begun: Callable[..., None]) -> Non
         pool.render(TRIANGLE)
         when_begun(pool, signal.SIGSEGV, signal.SIGSEGV)
         with pytest.raises(MinerFault, match=r"crashed the renderer \(signal 11\)"):
-            pool.render(TRIANGLE)
+            pool.render(SLOW)
         assert is_preview(pool.render(TRIANGLE).png)
 
 
@@ -213,7 +225,7 @@ def test_what_kills_two_workers_from_outside_is_an_outage(when_begun: Callable[.
         pool.render(TRIANGLE)
         when_begun(pool, signal.SIGKILL, signal.SIGKILL)
         with pytest.raises(Unavailable, match="killed from outside"):
-            pool.render(TRIANGLE)
+            pool.render(SLOW)
         assert is_preview(pool.render(TRIANGLE).png)
 
 
@@ -263,12 +275,9 @@ print(*pool.pids(), flush=True)
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         if "sleep" in end:
             parent.send_signal(signal.SIGTERM)
-        parent.wait(30)
+        parent.wait(60)
     assert len(pids) == 1
-    deadline = time.monotonic() + 5
-    while any(is_running(pid) for pid in pids):
-        assert time.monotonic() < deadline, "the worker lives on"
-        time.sleep(0.05)
+    wait_for(lambda: not any(is_running(pid) for pid in pids))
 
 
 def is_running(pid: int) -> bool:

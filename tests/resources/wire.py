@@ -32,6 +32,8 @@ class Wire:
                 threading.Thread(target=self._connection, args=(self._listener.accept()[0],), daemon=True).start()
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # a thread that still waits for a connection could take a later wire's
         self._listener.close()
 
     def _connection(self, client: socket.socket) -> None:

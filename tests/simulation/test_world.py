@@ -28,6 +28,7 @@ from gen404_dagster.simulation.launch import (
     serve_world,
     start_world,
 )
+from tests.waiting import wait_for
 
 Git = Callable[..., str]
 SMALL = WorldParameters(seed=5, miners=4, prompts=1)
@@ -121,9 +122,9 @@ def test_time_is_the_blocks_time_and_never_goes_back(world: World) -> None:
 
 def test_blocks_pass_by_themselves_when_asked(tmp_path: Path) -> None:
     with start_world(tmp_path, SMALL, blocks_per_second=200) as world:
-        before = world.block()
-        time.sleep(0.5)
-        assert before + 20 < world.block() < before + 2000
+        before, began = world.block(), time.monotonic()
+        wait_for(lambda: world.block() > before + 100)
+        assert world.block() < before + 200 * (time.monotonic() - began) + 2000
 
 
 def test_the_store_is_served_and_nothing_beside_it(world: World) -> None:
@@ -151,7 +152,7 @@ def test_the_world_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         pid, url = parent.stdout.readline().split()
         assert httpx.get(f"{url}/health").json()["pid"] == int(pid)
         parent.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             httpx.get(f"{url}/health")
@@ -160,7 +161,7 @@ def test_the_world_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         time.sleep(0.05)
     else:
         os.kill(int(pid), signal.SIGKILL)
-        pytest.fail("the world still answers 10 s after its parent was killed")
+        pytest.fail("the world still answers 60 s after its parent was killed")
 
 
 def test_a_pipelines_environment_is_complete_settings(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
