@@ -219,7 +219,7 @@ class Simulation:
 
     def git(self, *arguments: str) -> str:
         command = ["git", "-C", str(self.remote), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
 
     def commits(self) -> list[Commit]:
         """The pipeline's own commits, oldest first."""
@@ -378,7 +378,7 @@ class Simulation:
 
 def assert_sound(repository: Path) -> None:
     command = ["git", "-C", str(repository), "fsck", "--strict", "--no-dangling", "--no-progress"]
-    check = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    check = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (check.returncode, check.stdout) == (0, ""), f"{repository.name} is damaged: {check.stdout}{check.stderr}"
 
 

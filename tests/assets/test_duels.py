@@ -84,7 +84,7 @@ class Round:
         self._git("clone", "-q", "--bare", str(work), str(self.remote))
 
     def _git(self, *arguments: str) -> str:
-        return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, timeout=300).stdout
 
     def log(self, form: str = "%s") -> list[str]:
         """Of the matches, in order."""

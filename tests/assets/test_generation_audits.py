@@ -156,7 +156,7 @@ class Round:
         return results
 
     def _git(self, *arguments: str) -> str:
-        return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, timeout=300).stdout
 
     def set_builds(self, status: BuildStatus) -> None:
         """As the registry would have it; before anything else is committed."""
@@ -169,7 +169,7 @@ class Round:
 
     def has(self, path: str) -> bool:
         command = ["git", "-C", str(self.remote), "cat-file", "-e", f"main:{path}"]
-        return not subprocess.run(command, capture_output=True, timeout=60).returncode
+        return not subprocess.run(command, capture_output=True, timeout=300).returncode
 
     def read(self, path: str, adapter: Any) -> Any:
         return models.read_json(adapter, self._git("-C", str(self.remote), "show", f"main:{path}"))

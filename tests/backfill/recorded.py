@@ -22,7 +22,7 @@ def git(folder: Path, *arguments: str) -> str:
     who = {f"GIT_{role}_{what}": "a@b.c" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     when = {f"GIT_{role}_DATE": f"{STAMP} +0000" for role in ("AUTHOR", "COMMITTER")}
     command = ["git", "-C", str(folder), *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, env=os.environ | who | when)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=os.environ | who | when)
     return done.stdout.strip()
 
 
@@ -51,7 +51,7 @@ class Pipeline:
         proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), dead)
         return clean | proxies | {"GEN404_DATA": str(self.folder / "data"), "PYTHONWARNINGS": "ignore"}
 
-    def gen404(self, *arguments: str, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
+    def gen404(self, *arguments: str, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "gen404_dagster.cli", *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, env=self.environment(), cwd=self.folder

@@ -22,7 +22,7 @@ COMMANDS = ["simulate", "world", "ui", "render", "distance", "judge", "commitmen
 def gen404(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GEN404_")}
     command = [sys.executable, "-m", "gen404_dagster.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=clean | environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=clean | environment)
 
 
 def box() -> bytes:

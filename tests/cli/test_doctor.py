@@ -30,7 +30,7 @@ GEN404 = Path(sys.executable).with_name("gen404")
 def gen404(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GEN404_", "DAGSTER_", "R2_"))}
     return subprocess.run(
-        [str(GEN404), *arguments], capture_output=True, text=True, timeout=120, env={**kept, **environment}
+        [str(GEN404), *arguments], capture_output=True, text=True, timeout=600, env={**kept, **environment}
     )
 
 

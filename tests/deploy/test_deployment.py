@@ -74,7 +74,7 @@ def dagster_variables() -> set[str]:
 def follows_the_schema(path: Path) -> subprocess.CompletedProcess[str]:
     program = str(Path(sys.executable).with_name("check-jsonschema"))
     return subprocess.run(
-        [program, "--builtin-schema", "vendor.compose-spec", str(path)], capture_output=True, text=True, timeout=60
+        [program, "--builtin-schema", "vendor.compose-spec", str(path)], capture_output=True, text=True, timeout=300
     )
 
 
@@ -169,7 +169,7 @@ def test_systemd_accepts_the_units(deploy: Path, tmp_path: Path) -> None:
         (tmp_path / path.name).write_text(re.sub(r"(?m)^(User|Group)=.*", r"\1=root", here))
     units = sorted(str(path) for path in tmp_path.glob("*.service"))
     assert len(units) == len(PIPELINE)
-    verdict = subprocess.run([analyze, "verify", "--man=no", *units], capture_output=True, text=True, timeout=60)
+    verdict = subprocess.run([analyze, "verify", "--man=no", *units], capture_output=True, text=True, timeout=300)
     assert (verdict.returncode, verdict.stderr) == (0, "")
 
 

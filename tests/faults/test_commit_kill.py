@@ -96,7 +96,7 @@ def test_killed_committers_leave_whole_commits_and_the_next_goes_on(
             worker.wait()
         assert_whole(remote)
     worker = start(remote, tmp_path / "mirror.git")
-    assert worker.communicate(timeout=60) == ("ready\n", None)
+    assert worker.communicate(timeout=300) == ("ready\n", None)
     assert worker.returncode == 0
     assert assert_whole(remote)[-1] == f"Result {STEPS - 1}"
     assert_sound(tmp_path / "mirror.git")

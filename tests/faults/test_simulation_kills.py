@@ -15,7 +15,7 @@ from gen404_dagster.simulation.remote import DEAD_LOCK_SECONDS, wait_out_dead_lo
 from tests.simulations import FULL, Fell, Played, Simulation, draw_moments, play_side_by_side
 
 KILLS = 10
-TRIES = 3
+TRIES = 6
 """A kill that was meant for one place may fall in another: then another simulation is killed."""
 
 

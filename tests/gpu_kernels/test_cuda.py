@@ -129,7 +129,7 @@ def run_script(*arguments: object, **variables: str) -> str:
     """In a process of its own: the simulator takes the place of numba.cuda when Numba is imported."""
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), **variables}
     command = [sys.executable, "-W", "error", str(SCRIPT), *map(str, arguments)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     return run.stdout
 

@@ -27,7 +27,7 @@ def simulate(workdir: Path, *options: str) -> dict[str, Any]:
         str(workdir),
         "--json",
     ]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)["rounds"][0]
     assert isinstance(result, dict)

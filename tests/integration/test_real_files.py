@@ -30,7 +30,7 @@ def test_real_files_are_rendered_or_refused_with_their_reason_and_the_round_ends
         sys.executable, "-m", "gen404_dagster.cli", "simulate", "--miners", "2", "--workdir", str(tmp_path / "w"), "--json",
         "--prompts-from", str(shared / "samples" / "prompts"), "--miner-from", str(shared / "samples" / "glb"),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     round_ = json.loads(done.stdout)["rounds"][0]
     real = next(h for h, entry in round_["submissions"].items() if entry["repo"].startswith("sim-real-files/"))

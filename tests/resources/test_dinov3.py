@@ -271,7 +271,7 @@ def with_hub(tmp_path: Path, address: str, program: str, *arguments: str, **envi
         env=kept | names | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

@@ -103,7 +103,7 @@ def test_a_second_process_computes_the_same_vector(embedder: Embedder) -> None:
         "import sys; from gen404_dagster.resources.embedder import EfficientNetEmbedder as E;"
         "sys.stdout.buffer.write(E().embed([sys.stdin.buffer.read()]).tobytes())"
     )
-    other = subprocess.run([sys.executable, "-c", program], input=png, capture_output=True, check=True, timeout=120)
+    other = subprocess.run([sys.executable, "-c", program], input=png, capture_output=True, check=True, timeout=600)
     assert other.stdout == embedder.embed([png]).tobytes()
 
 

@@ -219,7 +219,7 @@ def test_racing_writers_lose_nothing_and_double_nothing(remote: Path, tmp_path: 
             except subprocess.CalledProcessError:
                 git("fetch", "-q", "origin", "main", at=tmp_path / "clone")
                 git("reset", "-q", "--hard", "origin/main", at=tmp_path / "clone")
-    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    assert [writer.wait(timeout=300) for writer in writers] == [0, 0]
     subjects = log_of(remote)
     expected = [f"{name} {n}" for name in ("left", "right") for n in range(12)] + [f"person {n}" for n in range(4)]
     assert sorted(subjects) == sorted([*expected, "Both", "Start the competition"])

@@ -408,7 +408,7 @@ def start(server: GitServer, mirror: Path, name: str, count: int) -> "subprocess
 def test_two_writers_race_over_http(server: GitServer, tmp_path: Path) -> None:
     writers = [start(server, tmp_path / name / "state.git", name, 5) for name in ("left", "right")]
     for writer in writers:
-        writer.communicate(timeout=120)
+        writer.communicate(timeout=600)
     assert [writer.returncode for writer in writers] == [0, 0]
     assert sorted(subjects(server)) == sorted(f"{name} {number}" for name in ("left", "right") for number in range(5))
 

@@ -33,7 +33,8 @@ class Wire:
 
     def close(self) -> None:
         with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # a thread that still waits for a connection could take a later wire's
+            # Closing alone leaves a thread in `accept`, which a signal makes look again: at a later wire's listener.
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     def _connection(self, client: socket.socket) -> None:
