@@ -145,7 +145,7 @@ def test_doctor_names_what_is_missing(tmp_path: Path) -> None:
     assert not parts["state repository"]["good"]
     assert "GEN404_STATE_REPO" in parts["state repository"]["detail"]
     renderer = parts["renderer"]
-    assert renderer["good"]
+    assert renderer["good"], renderer["detail"]
     assert "chosen by auto" in renderer["detail"]
     assert re.search(r"within 60 s and 4 GiB a file; self-test [0-9a-f]{64}$", renderer["detail"])
     assert parts["renderer cpu"]["good"]
