@@ -451,7 +451,9 @@ def _environment() -> dict[str, str]:
     known = {
         name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_OF)
     }
-    return known | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}  # noqa: PTH109
+    # Not this process's sys.path: while another thread imports cv2, that stands at its head, and no worker can start.
+    paths = [str(Path(protocol.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return known | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _reason(answer: dict[str, Any]) -> str:

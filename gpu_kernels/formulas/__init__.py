@@ -26,7 +26,8 @@ _SOURCES = hashlib.sha256(
 def kernel(signature: object) -> Callable[[Callable[..., Any]], Any]:
     """njit for one signature, cached on disk; compiled anew when its own file or any formula has changed.
 
-    Numba alone looks at the kernel's file only: with a changed formula it would go on drawing the old picture.
+    Numba alone looks at the kernel's file only: with a changed formula it would go on drawing the old picture. It also
+    writes the index before the code: killed in between, the next process would find older code under the old name.
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
@@ -34,6 +35,8 @@ def kernel(signature: object) -> Callable[[Callable[..., Any]], Any]:
         dispatcher.enable_caching()
         index = dispatcher._cache._cache_file
         index._source_stamp = (index._source_stamp, _SOURCES)
+        version = hashlib.sha256(repr(index._source_stamp).encode()).hexdigest()[:16]
+        index._data_name_pattern = index._data_name_pattern.replace("{number:d}", f"{version}.{{number:d}}")
         dispatcher.compile(signature)
         dispatcher.disable_compile()
         return dispatcher

@@ -38,6 +38,16 @@ def workers() -> Iterator[Workers]:
         yield pool
 
 
+def test_a_worker_starts_whatever_this_process_does_to_its_module_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cv2 puts its own folder, with a module cv2 in it, in front while it is imported: perhaps by another thread."""
+    (tmp_path / "cv2.py").write_text("raise ImportError('half of a module')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with Workers("cpu", count=1, memory_bytes=MEMORY, seconds=30.0) as pool:
+        assert is_preview(pool.render(TRIANGLE).png)
+
+
 def is_preview(png: bytes) -> bool:
     with Image.open(io.BytesIO(png)) as picture:
         return picture.size == (1041, 1041) and len(set(picture.convert("L").tobytes())) > 2
