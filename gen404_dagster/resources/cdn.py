@@ -96,16 +96,16 @@ def public_hosts(*addresses: str) -> list[str]:
         with suppress(ValueError):
             url = urlsplit(f"ssh://{short[1]}" if short else address)
             port = url.port or _PORTS.get(url.scheme)
-            if url.hostname and port and "." in url.hostname and not _is_private(url.hostname):
+            if url.hostname and port and not _is_internal(url.hostname):
                 found.append(f"{url.hostname}:{port}")
     return list(dict.fromkeys(found))
 
 
-def _is_private(host: str) -> bool:
+def _is_internal(host: str) -> bool:
     try:
-        return not ipaddress.ip_address(host).is_global
+        return is_refused(ipaddress.ip_address(host), allow_private_network=False)
     except ValueError:
-        return False
+        return "." not in host  # a name of this network
 
 
 def system_addresses(host: str, port: int) -> list[str]:
@@ -187,9 +187,9 @@ class Downloads:
     async def _try(self, url: httpx.URL, once: Callable[[], Awaitable[T]]) -> T:
         """The tries of one file, each in a slot of its host and a shared one; the pauses between them take none."""
         for attempt in range(1, self.limits.download_attempts + 1):
-            begun = time.monotonic()
             try:
                 async with self._host_slots[url.netloc], self._slots:
+                    begun = time.monotonic()  # who answered while this one waited for its turn proves nothing
                     return await once()
             except RefusedDownload:
                 raise

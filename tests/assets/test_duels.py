@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from gen404_dagster.resources.judge import OpenAIJudge
 from gen404_dagster.resources.object_store import LocalObjectStore
 from gen404_dagster.settings import Settings
 from tests.resources.vlm_server import VisionServer, serving
+from tests.state_remote import git, make_remote
 
 BASE = "http://127.0.0.1:9/store"
 MINERS = {f"5{letter}" + "x" * 46: shade for letter, shade in zip("ABCD", (150, 80, 165, 180), strict=True)}
@@ -73,26 +73,15 @@ class Round:
                 store.put(key, png(shade, n), "image/png")
                 results[stem] = GenerationResult(glb="https://c.t/x.glb", png=f"{BASE}/{key}", size=1)
             files[paths.results(0, side, kind)] = models.write_json(models.RESULTS, results)  # type: ignore[arg-type]
-        self.remote = folder / "remote.git"
-        work = folder / "work"
-        self._git("init", "-q", "-b", "main", str(work))
-        for path, text in files.items():
-            (work / path).parent.mkdir(parents=True, exist_ok=True)
-            (work / path).write_text(text)
-        self._git("-C", str(work), "add", ".")
-        self._git("-C", str(work), "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "Round 0")
-        self._git("clone", "-q", "--bare", str(work), str(self.remote))
-
-    def _git(self, *arguments: str) -> str:
-        return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, timeout=300).stdout
+        self.remote = make_remote(folder, files)
 
     def log(self, form: str = "%s") -> list[str]:
         """Of the matches, in order."""
-        told = self._git("-C", str(self.remote), "log", "--reverse", f"--format={form}%x00", "main").split("\0")
+        told = git("-C", str(self.remote), "log", "--reverse", f"--format={form}%x00", "main").split("\0")
         return [one.strip() for one in told if "Play" in one or "Early" in one]
 
     def read(self, path: str) -> str:
-        return self._git("-C", str(self.remote), "show", f"main:{path}")
+        return git("-C", str(self.remote), "show", f"main:{path}")
 
     def run(self, asset: Any, **values: Any) -> dg.ExecuteInProcessResult:
         settings = Settings(

@@ -41,6 +41,7 @@ from gen404_dagster.resources.object_store import LocalObjectStore
 from gen404_dagster.resources.recorded_folder import RecordedFolder
 from gen404_dagster.settings import Settings
 from gen404_dagster.simulation.making import make_model
+from tests.state_remote import WHO, git, make_remote
 
 BASE = "http://127.0.0.1:9/store"
 HONEST, CHEATER, MIXED = HOTKEYS = [f"5{letter}" + "x" * 46 for letter in "HCM"]
@@ -127,14 +128,7 @@ class Round:
             self.store.put(f"prompts/{key}", _png(np.full((8, 8, 3), n, np.uint8)), "image/png")
         images = {hotkey: str(folder / hotkey[1]) for hotkey in HOTKEYS}
         files = state_files(HOTKEYS, images, {hotkey: self._submitted(hotkey) for hotkey in HOTKEYS})
-        work = folder / "work"
-        self._git("init", "-q", "-b", "main", str(work))
-        for path, text in files.items():
-            (work / path).parent.mkdir(parents=True, exist_ok=True)
-            (work / path).write_text(text)
-        self._git("-C", str(work), "add", ".")
-        self._git("-C", str(work), "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "Round 0")
-        self._git("clone", "-q", "--bare", str(work), str(self.remote))
+        make_remote(folder, files)
 
     def _submitted(self, hotkey: str) -> Results:
         """Store a miner's submission, and beside it what its image makes. Its last prompt was never rendered."""
@@ -155,24 +149,21 @@ class Round:
             )
         return results
 
-    def _git(self, *arguments: str) -> str:
-        return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, timeout=300).stdout
-
     def set_builds(self, status: BuildStatus) -> None:
         """As the registry would have it; before anything else is committed."""
         entries = self.read(paths.builds(0), models.BUILDS)
         changed = {hotkey: build.model_copy(update={"status": status}) for hotkey, build in entries.items()}
         (self.folder / "work" / paths.builds(0)).write_text(models.write_json(models.BUILDS, changed))
         work = "-C", str(self.folder / "work")
-        self._git(*work, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qam", f"Builds: {status}")
-        self._git(*work, "push", "-q", str(self.remote), "main")
+        git(*work, *WHO, "commit", "-qam", f"Builds: {status}")
+        git(*work, "push", "-q", str(self.remote), "main")
 
     def has(self, path: str) -> bool:
         command = ["git", "-C", str(self.remote), "cat-file", "-e", f"main:{path}"]
         return not subprocess.run(command, capture_output=True, timeout=300).returncode
 
     def read(self, path: str, adapter: Any) -> Any:
-        return models.read_json(adapter, self._git("-C", str(self.remote), "show", f"main:{path}"))
+        return models.read_json(adapter, git("-C", str(self.remote), "show", f"main:{path}"))
 
     def asked(self, hotkey: str) -> Counter[str]:
         """How often a miner's image was asked for each prompt."""

@@ -805,6 +805,29 @@ def test_silence_of_everybody_is_nobody_s_fault(store: LocalObjectStore) -> None
     run(test())
 
 
+def test_who_answered_while_a_file_waited_for_its_turn_proves_nothing(store: LocalObjectStore) -> None:
+    one_at_a_time = LIMITS.model_copy(update={"download_concurrency": 1, "download_attempts": 1})
+
+    async def test() -> None:
+        asked = asyncio.Event()
+
+        async def slow(writer: asyncio.StreamWriter) -> None:
+            asked.set()
+            await sends(0.3, b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx")(writer)
+
+        async with (
+            serving(file=slow) as miner,
+            Downloads(one_at_a_time, True, known_hosts=["127.0.0.1:9"]) as downloads,
+        ):
+            answered = asyncio.create_task(downloads.fetch_bytes(miner.url("/file"), 10))
+            await asked.wait()
+            with pytest.raises(Unavailable):
+                await downloads.fetch_bytes("http://127.0.0.1:9/x", 10)
+            assert await answered == b"x"
+
+    run(test())
+
+
 def test_known_hosts_are_those_of_the_internet() -> None:
     assert public_hosts(
         "https://github.com/404/rounds.git", "git@gitlab.com:404/rounds.git", "ssh://git@codeberg.org:2222/x/y",

@@ -7,7 +7,6 @@ pipeline's own.
 import json
 import logging
 import random
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from gen404_dagster.sensors.round_sensor import make_round_sensor
 from gen404_dagster.sensors.weights_sensor import set_weights
 from gen404_dagster.settings import Settings
 from tests.resources.subtensor_double import SubtensorNode
+from tests.state_remote import git, make_remote
 
 NETUID, LATEST, DEADLINE = 17, 20_000, 20_100
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -73,14 +73,7 @@ class Pipeline:
                 {"earliest_reveal_block": 0, "latest_reveal_block": LATEST, "generation_deadline_block": DEADLINE}
             ),
         }
-        work = folder / "work"
-        self._git("init", "-q", "-b", "main", str(work))
-        for path, text in files.items():
-            (work / path).parent.mkdir(parents=True, exist_ok=True)
-            (work / path).write_text(text)
-        self._git("-C", str(work), "add", ".")
-        self._git("-C", str(work), "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "Round 0")
-        self._git("clone", "-q", "--bare", str(work), str(folder / "remote.git"))
+        make_remote(folder, files)
         settings = Settings(
             data=folder / "data",
             state_repo=str(folder / "remote.git"),
@@ -93,9 +86,6 @@ class Pipeline:
         )
         self.parts = build_resources(settings)
         monkeypatch.setattr(configured, "_bittensor_chain", fresh_chain)
-
-    def _git(self, *arguments: str) -> str:
-        return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout
 
     def tick(self, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
         parts = {name: self.parts[name] for name in ("state", "chain", "lane")}
@@ -122,11 +112,11 @@ class Pipeline:
         return done.success
 
     def log(self) -> list[str]:
-        shown = self._git("-C", str(self.folder / "remote.git"), "log", "--reverse", "--format=%s%n%b%x00", "main")
+        shown = git("-C", str(self.folder / "remote.git"), "log", "--reverse", "--format=%s%n%b%x00", "main")
         return [entry.strip() for entry in shown.split("\0") if entry.strip()][1:]
 
     def read(self, path: str) -> str:
-        return self._git("-C", str(self.folder / "remote.git"), "show", f"main:{path}")
+        return git("-C", str(self.folder / "remote.git"), "show", f"main:{path}")
 
 
 @pytest.fixture

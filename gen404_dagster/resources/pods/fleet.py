@@ -162,7 +162,7 @@ class _Pod:
 
 
 class _RequestFailed(Exception):
-    """The image did not answer a request with a file. `broken`: not it may have answered, so the pod may be dead."""
+    """The image did not answer a request with a file. `broken`: perhaps nobody did, or another: the pod may be dead."""
 
     def __init__(self, reason: str, broken: bool = False, sent: bool = True) -> None:
         super().__init__(reason)
